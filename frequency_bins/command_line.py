@@ -1,0 +1,106 @@
+"""The one way every command line of the project takes its options and reports what is wrong.
+
+>>> def main(argv: Sequence[str] | None = None) -> int:
+...     return run_command(_main, argv)
+...
+... def _main(argv: list[str]) -> None:
+...     options = parse_options(Train | Sweep, argv, prog="python -m llm_experiments")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+USER_ERRORS = (ValueError, OSError)  # UnicodeDecodeError is a ValueError, a full disk an OSError
+
+
+def run_command(
+    parse_and_run: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
+) -> int:
+    """Run a command line and return its exit code.
+
+    `parse_and_run` gets the arguments (`argv`, or those of the process) and returns an exit code
+    or None for 0. A ValueError or OSError becomes one line ``error: ...`` on stderr and code 2; an
+    interrupt one line and code 130; a closed pipe on stdout code 141. Any other exception is a bug
+    and keeps its traceback. `--help` leaves through SystemExit, as tyro has it.
+    """
+    try:
+        code = parse_and_run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which would print a second complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except USER_ERRORS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def parse_options(
+    options: Any, argv: Sequence[str], *, prog: str, description: str | None = None
+) -> Any:
+    """The options that `argv` spells, as an instance of `options`, a type that tyro reads.
+
+    Raises ValueError with one line in place of tyro's panel of several lines.
+    """
+    panel = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(panel):
+            return tyro.cli(options, args=list(argv), prog=prog, description=description)
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise
+        raise ValueError(_panel_message(panel.getvalue())) from None
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception on one line, without control characters."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        message = error.strerror
+        names = [repr(os.fsdecode(n)) for n in (error.filename, error.filename2) if n is not None]
+        message = ": ".join([" -> ".join(names), message]) if names else message
+    else:
+        message = str(error)
+    message = " ".join(message.split()) or type(error).__name__
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
+def _panel_message(panel: str) -> str:
+    """What tyro's panel says, on one line: the sections above the pointer to --help."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", panel).splitlines()
+    body = [line[2:-2].rstrip() for line in lines if line.startswith("│")]
+    width = max((len(line) - 4 for line in lines if line.startswith("╭")), default=0)
+    sections: list[str] = [""]
+    for line in body:
+        if line and set(line) == {"─"}:
+            sections.append("")
+        else:
+            sections[-1] = _join(sections[-1], line.strip(), width)
+    said = [s for s in sections if s and not s.startswith("For full helptext")]
+    if not said:
+        return " ".join(panel.split())
+    # "Error parsing Train: " names a class of ours, "Error parsing --steps: " the user's option.
+    said[0] = re.sub(r"^Error parsing [^-:][^:]*: ", "", said[0]).removesuffix(".")
+    said[0] = re.sub(r" \(required\)$", "", said[0])
+    said[1:] = [re.sub(r"^Argument helptext:", "expected", s) for s in said[1:]]
+    return "; ".join(said)
+
+
+def _join(text: str, more: str, width: int) -> str:
+    """Undo a line break: only a word wider than the panel is broken inside."""
+    if not text or not more:
+        return text + more
+    broken_word = len(text.split(" ")[-1] + more.split(" ")[0]) > width
+    return text + more if broken_word else f"{text} {more}"

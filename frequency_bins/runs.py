@@ -1,0 +1,588 @@
+"""The run store: one folder a run, named by its config, whose files are the truth.
+
+    <study>/<run-id>/manifest.json   config, status and circumstances of the run
+    <study>/<run-id>/scalars.jsonl   one JSON object a line and evaluation step
+    <study>/<run-id>/classes.nc      the per-class record, there once the run is finished
+
+A run's id is the hash of its config. Every file but scalars.jsonl is written beside and renamed
+into place, so a reader sees a whole file or none; a torn last line of scalars.jsonl is dropped.
+The manifest of a finished run holds the SHA-256 of its classes.nc, which a reader checks before
+it parses the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import h5py  # type: ignore[import-untyped,unused-ignore]
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+FORMAT_VERSION = 1
+STATUSES = ("new", "running", "finished", "failed", "diverged")
+
+_RUN_ID = re.compile(r"[0-9a-f]{12}")
+_WINDOW = ("step", "class")
+# Variable: its dimensions, its dtype and the count it is a mean over.
+_VARIABLES: dict[str, tuple[tuple[str, ...], str, str | None]] = {
+    "count": (_WINDOW, "int64", None),
+    "loss": (_WINDOW, "float64", "count"),
+    "accuracy": (_WINDOW, "float64", "count"),
+    "class_count": (("class",), "int64", None),
+    "label": (("class",), "object", None),
+    "final_count": (("class",), "int64", None),
+    "final_loss": (("class",), "float64", "final_count"),
+    "final_accuracy": (("class",), "float64", "final_count"),
+}
+
+
+class RunInUse(OSError):
+    """Another process holds the lock of this run."""
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 of the config as canonical JSON.
+
+    Keys are sorted and equal numbers are one number (1.0 is 1, -0.0 is 0), so the id depends
+    neither on the order of the fields nor on how a number was spelled. Raises ValueError for what
+    JSON cannot hold: NaN, infinities, keys that are not strings, other objects.
+    """
+    try:
+        text = json.dumps(_canonical(config), sort_keys=True, separators=(",", ":"))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"config cannot be written as JSON: {error}") from None
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
+
+
+class Run:
+    """One run's folder. Reading needs no lock; whoever writes holds `locked()`."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not _RUN_ID.fullmatch(self.id):
+            raise ValueError(f"{self.folder} is not a run: expected a name of 12 hex digits")
+
+    @classmethod
+    def create(cls, study_folder: Path | str, config: Mapping[str, Any], **fields: Any) -> Run:
+        """The run of this config in a study; its folder and manifest appear at once.
+
+        `fields` join the manifest (versions, device, ...). If the run is already there it is
+        returned as it is. Raises ValueError for a config that JSON cannot hold, OSError where the
+        folder cannot be written.
+        """
+        study = Path(study_folder)
+        run = cls(study / run_id(config))
+        if run._manifest_path.is_file():
+            return run
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "run_id": run.id,
+            "study": study.resolve().name,
+            "config": config,
+            "status": "new",
+        }
+        content = _json_document(manifest | fields)
+        study.mkdir(parents=True, exist_ok=True)
+        newborn = study / f".{run.id}.{secrets.token_hex(4)}.partial"
+        try:
+            newborn.mkdir()
+            write_atomically(newborn / "manifest.json", content)
+            os.rename(newborn, run.folder)
+            _sync_folder(study)
+        except OSError as error:
+            shutil.rmtree(newborn, ignore_errors=True)
+            # Another process may have created the same run meanwhile.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            if not run._manifest_path.is_file():
+                write_atomically(run._manifest_path, content)
+        except BaseException:
+            shutil.rmtree(newborn, ignore_errors=True)
+            raise
+        return run
+
+    @property
+    def id(self) -> str:
+        """The name of the folder: the hash of the config."""
+        return self.folder.name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json holds. ValueError, naming the file, if it is missing or not ours."""
+        path = self._manifest_path
+        manifest = _read_json(path)
+        version = manifest.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path}: format_version is {version!r}; expected {FORMAT_VERSION}")
+        config, status = manifest.get("config"), manifest.get("status")
+        if not isinstance(config, dict) or not isinstance(status, str) or status not in STATUSES:
+            raise ValueError(f"{path}: no config, or status {status!r} not one of {STATUSES}")
+        if manifest.get("run_id") != self.id or run_id(config) != self.id:
+            raise ValueError(f"{path}: belongs to the run {run_id(config)}, not to {self.id}")
+        return manifest
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The manifest's config."""
+        config = self.manifest["config"]
+        assert isinstance(config, dict)
+        return config
+
+    @property
+    def status(self) -> str:
+        """ "new", "running", "finished", "failed" or "diverged"."""
+        return str(self.manifest["status"])
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for writing. Raises RunInUse at once if another process holds it.
+
+        The kernel frees the lock when the process dies, however it dies.
+        """
+        with open(self.folder / "lock", "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunInUse(f"{self.folder} is in use by another process") from None
+            for leftover in self.folder.glob(".*.partial"):
+                leftover.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                # Closing is not enough: a forked child may still hold the descriptor.
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    def update(self, **fields: Any) -> None:
+        """Replace fields of the manifest. ValueError if that would change which run it is."""
+        fixed = {"format_version", "run_id", "config"} & set(fields)
+        if fixed:
+            raise ValueError(f"{sorted(fixed)} of a run cannot change")
+        if fields.get("status", "new") not in STATUSES:
+            raise ValueError(f"status is {fields['status']!r}; expected one of {STATUSES}")
+        write_atomically(self._manifest_path, _json_document(self.manifest | fields))
+
+    def append_scalars(self, scalars: Mapping[str, Any]) -> None:
+        """Append one line, which needs a `step`. Non-finite numbers are written as null."""
+        if not isinstance(scalars.get("step"), int):
+            raise ValueError(f"step is {scalars.get('step')!r}; expected an integer")
+        line = json.dumps(_finite(scalars), allow_nan=False).encode("ascii") + b"\n"
+        with open(self._scalars_path, "ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":  # a write cut short by a crash
+                    file.seek(0)
+                    end = file.read().rfind(b"\n") + 1
+                    file.truncate(end)
+            try:
+                file.write(line)
+                file.flush()
+            except OSError as error:
+                file.truncate(end)
+                raise _naming(error, self._scalars_path) from None
+
+    def scalars(self) -> list[dict[str, Any]]:
+        """Every line so far, without a torn last one. ValueError for a line that is not ours."""
+        try:
+            lines = self._scalars_path.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            row = _parse_json(line, f"{self._scalars_path}, line {number}")
+            if not isinstance(row.get("step"), int):
+                raise ValueError(f"{self._scalars_path}, line {number}: no integer step")
+            rows.append(row)
+        return rows
+
+    def truncate_scalars(self, last_step: int) -> None:
+        """Drop the lines after `last_step`, as a resumed run must that will write them again."""
+        if self._scalars_path.exists():
+            rows = [row for row in self.scalars() if row["step"] <= last_step]
+            lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
+            write_atomically(self._scalars_path, "".join(lines).encode("ascii"))
+
+    def publish(self, dataset: xr.Dataset, **fields: Any) -> None:
+        """Write classes.nc, then set the status to "finished" and `fields` in the manifest.
+
+        Equal arrays give equal bytes. Raises ValueError for a dataset that class_record would not
+        make; a write that fails leaves neither file changed.
+        """
+        content = _to_bytes(validated(dataset))
+        write_atomically(self._classes_path, content)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        outcome = {"status": "finished", "finished": now, "classes_sha256": _sha256(content)}
+        self.update(**(outcome | fields))
+
+    def classes(self) -> xr.Dataset:
+        """The published record, in memory.
+
+        Raises ValueError, naming the file, if the run is not finished, or the file is missing,
+        cut short or not the one that the manifest speaks of.
+        """
+        return _from_bytes(self._checked_classes(), self._classes_path)
+
+    def _checked_classes(self) -> bytes:
+        path, manifest = self._classes_path, self.manifest
+        if manifest["status"] != "finished":
+            raise ValueError(f"{path}: the run is {manifest['status']}, not finished")
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise ValueError(f"{path}: missing, though the run is finished") from None
+        if _sha256(content) != manifest.get("classes_sha256"):
+            raise ValueError(
+                f"{path}: cut short or changed since it was published ({len(content)} bytes, "
+                "SHA-256 differs from the manifest's)"
+            )
+        return content
+
+    @property
+    def _manifest_path(self) -> Path:
+        return self.folder / "manifest.json"
+
+    @property
+    def _scalars_path(self) -> Path:
+        return self.folder / "scalars.jsonl"
+
+    @property
+    def _classes_path(self) -> Path:
+        return self.folder / "classes.nc"
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+
+def class_record(
+    *,
+    steps: ArrayLike,
+    class_counts: ArrayLike,
+    labels: Sequence[str],
+    count: ArrayLike,
+    loss: ArrayLike,
+    accuracy: ArrayLike,
+    final_count: ArrayLike,
+    final_loss: ArrayLike,
+    final_accuracy: ArrayLike,
+    **windows: ArrayLike,
+) -> xr.Dataset:
+    """The record of one run, as `Run.publish` takes it.
+
+    T evaluation steps, V classes. `steps` (T,), increasing. `class_counts` (V,): training targets
+    of each class. `count`, `loss`, `accuracy` (T, V): targets since the previous evaluation, their
+    mean cross-entropy in nats and share of correct predictions, NaN where there was no target.
+    `final_*` (V,): the same over the whole training set after the last step. Any further
+    `windows` are (T, V) arrays too: a name that ends in ``_count`` counts, another is the mean
+    over ``<prefix>_count`` (test_count, test_loss, test_accuracy).
+
+    Raises ValueError where shapes, dtypes, signs or the place of NaN do not fit.
+    """
+    arrays = {
+        "count": count,
+        "loss": loss,
+        "accuracy": accuracy,
+        "class_count": class_counts,
+        "final_count": final_count,
+        "final_loss": final_loss,
+        "final_accuracy": final_accuracy,
+        **windows,
+    }
+    dataset = xr.Dataset(attrs={"format_version": FORMAT_VERSION})
+    dataset["label"] = _strings(labels)
+    dataset.coords["step"] = ("step", _integers("steps", steps))
+    for name, values in arrays.items():
+        dims, dtype, _ = _specification(name)
+        array = _integers(name, values) if dtype == "int64" else np.asarray(values, dtype=dtype)
+        if array.shape != (shape := tuple(dataset.sizes[dim] for dim in dims)):
+            raise ValueError(f"{name} has the shape {array.shape}; expected {shape}, dims {dims}")
+        dataset[name] = (dims, array, {"units": "nat"} if name.endswith("loss") else {})
+    return validated(dataset)
+
+
+def validated(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset, if it is a class record; else ValueError with what is wrong."""
+    if dataset.attrs.get("format_version") != FORMAT_VERSION:
+        version = dataset.attrs.get("format_version")
+        raise ValueError(f"format_version is {version!r}; expected {FORMAT_VERSION}")
+    missing = {*_VARIABLES, "step"} - set(dataset.variables)
+    if missing:
+        raise ValueError(f"no {sorted(missing)} in the class record")
+    step = dataset["step"]
+    if step.dims != ("step",) or step.dtype != np.int64 or not (np.diff(step.values) > 0).all():
+        raise ValueError(f"step {step.values!r} is not an increasing int64 axis")
+    for name in map(str, dataset.data_vars):
+        dims, dtype, over = _specification(name)
+        variable = dataset[name]
+        if variable.dims != dims or variable.dtype != np.dtype(dtype):
+            found = f"{variable.dtype} over {variable.dims}"
+            raise ValueError(f"{name} is {found}; expected {dtype} over {dims}")
+        if dtype == "int64" and (variable.values < 0).any():
+            raise ValueError(f"{name} holds {variable.values.min()}; expected counts of at least 0")
+        if over is not None:
+            if over not in dataset.data_vars:
+                raise ValueError(f"{name} is a mean over {over}, which is missing")
+            if not np.isnan(variable.values[dataset[over].values == 0]).all():
+                raise ValueError(f"{name} has a value where {over} is 0; expected NaN")
+        if name.endswith("accuracy") and ((variable < 0) | (variable > 1)).any():
+            raise ValueError(f"{name} lies outside 0..1: {variable.values!r}")
+    wrong = next((label for label in dataset["label"].values if not isinstance(label, str)), None)
+    if wrong is not None:
+        raise ValueError(f"label {wrong!r} is not a string")
+    return dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a study's folder holds. `problems` are (path, reason) of what could not be read."""
+
+    folder: Path
+    runs: tuple[Run, ...]
+    """Finished runs whose record is whole, sorted by id."""
+    unfinished: tuple[Run, ...]
+    problems: tuple[tuple[Path, str], ...]
+
+    def dataset(self) -> xr.Dataset:
+        """The records of all finished runs along `run`; see `stack`."""
+        if not self.runs:
+            raise ValueError(f"{self.folder} has no finished run")
+        return stack(self.runs)
+
+
+def read_study(folder: Path | str) -> Study:
+    """Read every run of a study. ValueError if the folder is missing; nothing else stops it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a study: expected a folder of runs")
+    finished, unfinished, problems = [], [], []
+    for path in sorted(folder.iterdir()):
+        if not _RUN_ID.fullmatch(path.name):
+            continue
+        run = Run(path)
+        try:
+            if run.status == "finished":
+                run._checked_classes()
+                finished.append(run)
+            else:
+                unfinished.append(run)
+        except (ValueError, OSError) as error:
+            problems.append((path, str(error)))
+    return Study(
+        folder=folder, runs=tuple(finished), unfinished=tuple(unfinished), problems=tuple(problems)
+    )
+
+
+def stack(runs: Sequence[Run]) -> xr.Dataset:
+    """The records of `runs` along a new dimension `run`, with the config fields as coordinates.
+
+    A field that varies is a coordinate along `run`, one that does not is a scalar coordinate; a
+    field named like a variable or dimension becomes ``config_<name>``. Raises ValueError where
+    the runs do not share their classes (labels) and evaluation steps.
+    """
+    if not runs:
+        raise ValueError("no runs to stack; expected at least one")
+    datasets = [run.classes() for run in runs]
+    first = datasets[0]
+    for run, dataset in zip(runs, datasets, strict=True):
+        for name in ("label", "step"):
+            if not np.array_equal(dataset[name].values, first[name].values):
+                raise ValueError(
+                    f"{run.folder} and {runs[0].folder} differ in {name}: "
+                    f"{dataset.sizes['class']} classes over {dataset.sizes['step']} steps, "
+                    f"against {first.sizes['class']} over {first.sizes['step']}"
+                )
+        if set(dataset.data_vars) != set(first.data_vars):
+            raise ValueError(f"{run.folder} and {runs[0].folder} hold different variables")
+    stacked = xr.Dataset(attrs=first.attrs)
+    stacked["label"] = first["label"]
+    stacked.coords["step"] = first["step"].values
+    stacked.coords["run"] = np.array([run.id for run in runs], dtype=object)
+    for name in map(str, first.data_vars):
+        if name != "label":
+            values = np.stack([dataset[name].values for dataset in datasets])
+            stacked[name] = (("run", *first[name].dims), values)
+    taken = {*map(str, stacked.variables), *map(str, stacked.dims)}
+    return stacked.assign_coords(_config_coordinates(runs, taken))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, flush to the disk and rename into place: readers see the old file or the new.
+
+    A write that fails (a full disk, say) raises OSError naming `path` and leaves nothing behind.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(beside, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _naming(error, path) from None
+        raise
+    _sync_folder(path.parent)
+
+
+def _specification(name: str) -> tuple[tuple[str, ...], str, str | None]:
+    if name in _VARIABLES:
+        return _VARIABLES[name]
+    prefix = name.rpartition("_")[0]
+    if not prefix:
+        raise ValueError(f"{name!r} is no variable of a class record; expected <prefix>_<measure>")
+    return (_WINDOW, "int64", None) if name.endswith("_count") else (
+        _WINDOW, "float64", f"{prefix}_count",
+    )  # fmt: skip
+
+
+def _integers(name: str, values: ArrayLike) -> np.ndarray[Any, np.dtype[np.int64]]:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {array.dtype}; expected integers")
+    return array.astype(np.int64)
+
+
+def _strings(labels: Sequence[str]) -> xr.Variable:
+    # The fast path: else pandas makes UTF-8 of the strings, which a lone surrogate does not have.
+    return xr.Variable("class", np.array([*labels, None], dtype=object)[:-1], fastpath=True)
+
+
+def _to_bytes(dataset: xr.Dataset) -> bytes:
+    """netCDF4. A label is stored as Python's `unicode_escape`, which is ASCII for every string."""
+    stored = dataset.copy()
+    escaped = [label.encode("unicode_escape").decode("ascii") for label in stored["label"].values]
+    stored["label"] = _strings(escaped)
+    stored["label"].attrs["encoding"] = "unicode_escape"
+    plain: dict[str, Any] = {"_FillValue": None}
+    packed = plain | {"zlib": True, "complevel": 4, "shuffle": True}
+    encoding = {
+        name: packed if variable.dtype.kind in "if" and variable.size else plain
+        for name, variable in stored.variables.items()
+    }
+    buffer = io.BytesIO()
+    stored.to_netcdf(buffer, engine="h5netcdf", encoding=encoding)
+    return buffer.getvalue()
+
+
+def _from_bytes(content: bytes, path: Path) -> xr.Dataset:
+    # HDF5 and the layers over it raise many kinds of errors for a file that is not ours.
+    try:
+        _check_self_contained(content)
+        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf", decode_cf=False) as file:
+            stored = file.load()
+        labels = [_unescape(label) for label in stored["label"].values]
+        stored["label"] = _strings(labels)
+        return validated(stored)
+    except Exception as error:
+        raise ValueError(f"{path}: not a class record: {error}") from None
+
+
+def _check_self_contained(content: bytes) -> None:
+    """HDF5 can take a variable's values from other files: ours never do."""
+    with h5py.File(io.BytesIO(content)) as file:
+        for name in file:
+            own = isinstance(file.get(name, getlink=True), h5py.HardLink)
+            variable = file[name] if own else None
+            if not isinstance(variable, h5py.Dataset) or variable.external or variable.is_virtual:
+                raise ValueError(f"{name} is not a variable of this file")
+
+
+def _unescape(stored: str) -> str:
+    label = stored.encode("ascii").decode("unicode_escape")
+    if label.encode("unicode_escape").decode("ascii") != stored:
+        raise ValueError(f"label {stored!r} is not in unicode_escape")
+    return label
+
+
+def _config_coordinates(runs: Sequence[Run], taken: set[str]) -> dict[str, Any]:
+    configs = [run.config for run in runs]
+    names = list(dict.fromkeys(name for config in configs for name in config))
+    coordinates: dict[str, Any] = {}
+    for name in names:
+        values = [config.get(name) for config in configs]
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if not numbers:
+            values = [v if isinstance(v, str) else json.dumps(v, sort_keys=True) for v in values]
+        column = np.array(values, dtype=None if numbers else object)
+        key = f"config_{name}" if name in taken else name
+        varies = any(value != values[0] for value in values)
+        coordinates[key] = ("run", column) if varies else ((), column[0])
+    return coordinates
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"config key {wrong[0]!r} is not a string")
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"config holds {value}; expected finite numbers")
+        return int(value) if value.is_integer() else value
+    return value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json_document(manifest: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode("ascii")
+    except TypeError as error:
+        raise ValueError(f"manifest cannot be written as JSON: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path}: missing") from None
+    return _parse_json(content, str(path))
+
+
+def _parse_json(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: not a JSON object")
+    return value
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _naming(error: OSError, path: Path) -> OSError:
+    return type(error)(error.errno, error.strerror, str(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
