@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from frequency_bins.bins import FrequencyBins
 from frequency_bins.class_metrics import ClassMetrics
+from frequency_bins.counts import class_counts, coverage, percentile, zipf_exponent
+from frequency_bins.learning_speed import carry_forward, learning_speed
 from frequency_bins.runs import (
     FORMAT_VERSION,
     Run,
@@ -14,9 +17,27 @@ from frequency_bins.runs import (
     stack,
     write_atomically,
 )
+from frequency_bins.summaries import (
+    BinSummary,
+    SeedBand,
+    average_accuracy,
+    average_loss,
+    bin_summary,
+    perplexity,
+    seed_band,
+    token_balanced_accuracy,
+    token_balanced_loss,
+)
 
 __all__ = [
+    "FrequencyBins",
     "ClassMetrics",
+    "class_counts",
+    "coverage",
+    "percentile",
+    "zipf_exponent",
+    "carry_forward",
+    "learning_speed",
     "FORMAT_VERSION",
     "Run",
     "RunInUse",
@@ -26,4 +47,13 @@ __all__ = [
     "run_id",
     "stack",
     "write_atomically",
+    "BinSummary",
+    "SeedBand",
+    "average_accuracy",
+    "average_loss",
+    "bin_summary",
+    "perplexity",
+    "seed_band",
+    "token_balanced_accuracy",
+    "token_balanced_loss",
 ]
