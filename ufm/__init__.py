@@ -1,0 +1,16 @@
+"""The unconstrained ReLU-features model under weight decay: solved in closed form and certified."""
+
+from ufm.certificate import Certificate, certify
+from ufm.closed_form import ClosedForm, closed_form
+from ufm.law import CriticalCountFit, fit_critical_count
+from ufm.problem import UFMProblem
+
+__all__ = [
+    "Certificate",
+    "ClosedForm",
+    "CriticalCountFit",
+    "UFMProblem",
+    "certify",
+    "closed_form",
+    "fit_critical_count",
+]
