@@ -106,11 +106,11 @@ def _best_root(
     return float(best[afresh.argmin()])
 
 
-def _running(values: Float[Tensor, " M"]) -> Float[Tensor, M_plus_1]:
+def _running(values: Float[Tensor, " M"]) -> Float[Tensor, " M+1"]:
     return torch.cat([values.new_zeros(1), values.cumsum(0)])
 
 
-def _remaining(values: Float[Tensor, " M"]) -> Float[Tensor, M_plus_1]:
+def _remaining(values: Float[Tensor, " M"]) -> Float[Tensor, " M+1"]:
     return torch.cat([values.flip(0).cumsum(0).flip(0), values.new_zeros(1)])
 
 

@@ -1,0 +1,1 @@
+"""Property-based, symbolic and theory-against-simulation tests of the UFM."""
