@@ -49,18 +49,20 @@ class FrequencyBins:
     @classmethod
     def quantiles(cls, class_counts: ArrayLike | Tensor, num_bins: int) -> FrequencyBins:
         """Bins of about as many classes each; fewer than `num_bins` where many counts are equal."""
+        _check_positive(num_bins)
         ascending = np.sort(occurring(class_counts))
-        first = [i * len(ascending) // _positive(num_bins) for i in range(num_bins)]
+        first = [i * len(ascending) // num_bins for i in range(num_bins)]
         return cls._starting(class_counts, ascending[first].tolist())
 
     @classmethod
     def equal_mass(cls, class_counts: ArrayLike | Tensor, num_bins: int) -> FrequencyBins:
         """Bins of about as many tokens each; fewer than `num_bins` where one count holds many."""
+        _check_positive(num_bins)
         values, classes = np.unique(occurring(class_counts), return_counts=True)
         mass = [value * n for value, n in zip(values.tolist(), classes.tolist(), strict=True)]
         total, below, bins = sum(mass), 0, []
         for tokens in mass:
-            bins.append(_positive(num_bins) * below // total)
+            bins.append(num_bins * below // total)
             below += tokens
         changes = np.diff(bins, prepend=-1) > 0
         return cls._starting(class_counts, values[changes].tolist())
@@ -109,7 +111,6 @@ class FrequencyBins:
         return len(self.labels)
 
 
-def _positive(num_bins: int) -> int:
+def _check_positive(num_bins: int) -> None:
     if num_bins < 1:
         raise ValueError(f"num_bins is {num_bins}; expected at least 1")
-    return num_bins

@@ -49,16 +49,23 @@ def run_command(
 
 
 def parse_options(
-    options: Any, argv: Sequence[str], *, prog: str, description: str | None = None
+    options: Any,
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str | None = None,
+    default: Any = None,
 ) -> Any:
     """The options that `argv` spells, as an instance of `options`, a type that tyro reads.
 
-    Raises ValueError with one line in place of tyro's panel of several lines.
+    What `argv` leaves out comes from `default`, an instance, where one is given. Raises
+    ValueError with one line in place of tyro's panel of several lines.
     """
     panel = io.StringIO()
     try:
         with contextlib.redirect_stderr(panel):
-            return tyro.cli(options, args=list(argv), prog=prog, description=description)
+            given = {} if default is None else {"default": default}
+            return tyro.cli(options, args=list(argv), prog=prog, description=description, **given)
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise
@@ -78,22 +85,26 @@ def one_line(error: BaseException) -> str:
 
 
 def _panel_message(panel: str) -> str:
-    """What tyro's panel says, on one line: the sections above the pointer to --help."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", panel).splitlines()
-    body = [line[2:-2].rstrip() for line in lines if line.startswith("│")]
-    width = max((len(line) - 4 for line in lines if line.startswith("╭")), default=0)
-    sections: list[str] = [""]
-    for line in body:
-        if line and set(line) == {"─"}:
+    """What tyro's panel says, on one line: its sections between the title and the pointer to help.
+
+    Rules separate the sections; on a terminal without UTF-8 they and the frame are ASCII.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", panel)
+    lines = [line.strip(" │╭╮╰╯") for line in plain.splitlines()]
+    rules = [bool(line) and (set(line) <= set("─-") or line.startswith("─")) for line in lines]
+    width = max((len(x) for x, rule in zip(lines, rules, strict=True) if rule), default=0)
+    sections = [""]
+    for line, rule in zip(lines, rules, strict=True):
+        if rule:
             sections.append("")
         else:
-            sections[-1] = _join(sections[-1], line.strip(), width)
-    said = [s for s in sections if s and not s.startswith("For full helptext")]
+            sections[-1] = _join(sections[-1], line, width)
+    said = [s for s in sections[1:] if s and not s.startswith("For full helptext")]
     if not said:
-        return " ".join(panel.split())
+        return " ".join(plain.split())
     # "Error parsing Train: " names a class of ours, "Error parsing --steps: " the user's option.
-    said[0] = re.sub(r"^Error parsing [^-:][^:]*: ", "", said[0]).removesuffix(".")
-    said[0] = re.sub(r" \(required\)$", "", said[0])
+    said[0] = re.sub(r"^Error parsing [^-:][^:]*: ", "", said[0])
+    said[0] = said[0].removesuffix(" (required)").removesuffix(".")
     said[1:] = [re.sub(r"^Argument helptext:", "expected", s) for s in said[1:]]
     return "; ".join(said)
 

@@ -44,7 +44,7 @@ def as_counts(counts: ArrayLike | Tensor) -> Int64[np.ndarray, " V"]:
     return array.astype(np.int64)
 
 
-def coverage(counts: ArrayLike | Tensor, fraction: float) -> float:
+def coverage(counts: ArrayLike | Tensor, fraction: float | int) -> float:
     """Share of all V classes, most frequent first, that covers `fraction` of the tokens.
 
     The paper's "95% of the tokens are captured by the top p of the vocabulary" (Figure 3a). The
@@ -60,7 +60,7 @@ def coverage(counts: ArrayLike | Tensor, fraction: float) -> float:
     return classes / len(as_counts(counts))
 
 
-def percentile(counts: ArrayLike | Tensor, q: float) -> float:
+def percentile(counts: ArrayLike | Tensor, q: float | int) -> float:
     """The q-th percentile (0..100, linear) of the counts of the classes that occur."""
     if not 0 <= q <= 100:
         raise ValueError(f"percentile is {q}; expected 0..100")

@@ -133,8 +133,12 @@ class Run:
         config, status = manifest.get("config"), manifest.get("status")
         if not isinstance(config, dict) or not isinstance(status, str) or status not in STATUSES:
             raise ValueError(f"{path}: no config, or status {status!r} not one of {STATUSES}")
-        if manifest.get("run_id") != self.id or run_id(config) != self.id:
-            raise ValueError(f"{path}: belongs to the run {run_id(config)}, not to {self.id}")
+        try:
+            owner = run_id(config)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if manifest.get("run_id") != self.id or owner != self.id:
+            raise ValueError(f"{path}: belongs to the run {owner}, not to {self.id}")
         return manifest
 
     @property
@@ -182,7 +186,7 @@ class Run:
         if not isinstance(scalars.get("step"), int):
             raise ValueError(f"step is {scalars.get('step')!r}; expected an integer")
         line = json.dumps(_finite(scalars), allow_nan=False).encode("ascii") + b"\n"
-        with open(self._scalars_path, "ab+") as file:
+        with open(self._scalars_path, "ab+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             if end:
                 file.seek(end - 1)
@@ -191,8 +195,9 @@ class Run:
                     end = file.read().rfind(b"\n") + 1
                     file.truncate(end)
             try:
-                file.write(line)
-                file.flush()
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[file.write(rest) :]
             except OSError as error:
                 file.truncate(end)
                 raise _naming(error, self._scalars_path) from None

@@ -54,7 +54,7 @@ def token_balanced_accuracy(
     return token_balanced_loss(counts, accuracies)
 
 
-def perplexity(loss: ArrayLike | Tensor) -> Float[np.ndarray, "*batch"]:
+def perplexity(loss: ArrayLike | Tensor | float) -> Float[np.ndarray, "*batch"]:
     """exp(loss), for a loss in nats."""
     return np.asarray(np.exp(_array(loss)))
 
@@ -170,6 +170,6 @@ def _counts_like(counts: ArrayLike | Tensor, values: ArrayLike | Tensor) -> np.n
     return np.broadcast_to(weights, np.broadcast_shapes(weights.shape, shape))
 
 
-def _array(values: ArrayLike | Tensor) -> Float[np.ndarray, "*shape"]:
+def _array(values: ArrayLike | Tensor | float) -> Float[np.ndarray, "*shape"]:
     array = values.numpy(force=True) if isinstance(values, Tensor) else np.asarray(values)
     return array.astype(np.float64)
