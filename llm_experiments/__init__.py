@@ -1,0 +1,1 @@
+"""Weight-decay sweeps of language models, measured token by token."""

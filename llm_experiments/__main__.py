@@ -1,0 +1,169 @@
+"""python -m llm_experiments prepare | train | sweep | status"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import OmitArgPrefixes, Positional
+
+from frequency_bins import FrequencyBins, coverage, percentile, read_study
+from frequency_bins.command_line import parse_options, run_command
+from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
+from llm_experiments.recipes import recipe
+
+_PROGRAM = "python -m llm_experiments"
+_COMMANDS = ("prepare", "train", "sweep", "status")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one run."""
+
+    study: str = "single"
+    """name of the study's folder"""
+    runs_dir: Path = Path("runs")
+    """folder of all studies"""
+    run: OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Show every run of a study."""
+
+    study: Positional[Path]
+    """folder runs/<study>"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1 when a run failed; 2 with one line on bad input."""
+    return run_command(_main, argv)
+
+
+def _main(argv: list[str]) -> int:
+    command, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if command in ("", "-h", "--help"):
+        print(f"usage: {_PROGRAM} {{{' | '.join(_COMMANDS)}}} [--help | options]")
+        return 0
+    if command not in _COMMANDS:
+        raise ValueError(f"command {command!r} is unknown; expected one of {', '.join(_COMMANDS)}")
+    return {"prepare": _prepare, "train": _train, "sweep": _sweep, "status": _status}[command](rest)
+
+
+def _sweep(argv: list[str]) -> int:
+    name, rest = _take_recipe(argv)
+    default = recipe(name)
+    config = parse_options(SweepConfig, rest, prog=f"{_PROGRAM} sweep", default=default)
+    if config.study == default.study and config.data.corpus != default.data.corpus:
+        corpus = config.data.corpus.replace("/", "-")
+        config = replace(config, study=f"{config.study}-{corpus}")
+    return _run(config)
+
+
+def _take_recipe(argv: list[str]) -> tuple[str, list[str]]:
+    """The recipe gives the defaults of all other options, so it is read before them."""
+    rest = list(argv)
+    for index, argument in enumerate(argv):
+        if argument == "--recipe":
+            if index + 1 == len(argv):
+                raise ValueError("--recipe has no value; expected a name")
+            del rest[index : index + 2]
+            return argv[index + 1], rest
+        if argument.startswith("--recipe="):
+            del rest[index]
+            return argument.removeprefix("--recipe="), rest
+    return "demo", rest
+
+
+def _train(argv: list[str]) -> int:
+    options = parse_options(Train, argv, prog=f"{_PROGRAM} train")
+    run: RunConfig = options.run
+    shared = {name: getattr(run, name) for name in TrainingConfig.__dataclass_fields__}
+    return _run(
+        SweepConfig(
+            study=options.study,
+            runs_dir=options.runs_dir,
+            models=(run.model,),
+            weight_decays=(run.weight_decay,),
+            seeds=(run.seed,),
+            decays=(run.decay,),
+            loss_weight_exponents=(run.loss_weight_exponent,),
+            training=TrainingConfig(**shared),
+            data=options.data,
+            device=options.device,
+        )
+    )
+
+
+def _run(config: SweepConfig) -> int:
+    from llm_experiments.sweep import sweep  # after the options are read: it imports for seconds
+
+    counts = sweep(config)
+    done = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
+    print(f"{config.runs_dir / config.study}: {done}")
+    return 1 if counts.get("failed") else 0
+
+
+def _prepare(argv: list[str]) -> int:
+    from llm_experiments.preparation import prepare
+
+    config = parse_options(OmitArgPrefixes[DataConfig], argv, prog=f"{_PROGRAM} prepare")
+    corpus = prepare(config)
+    counts, occurrences = corpus.class_counts, corpus.occurrence_counts
+    console = Console(highlight=False)
+    console.print(f"prepared {corpus.folder}", markup=False)
+    console.print(f"{len(corpus.tokens):,} sequences of {config.context} tokens")
+    console.print(
+        f"{int(occurrences.sum()):,} tokens, {int(counts.sum()):,} of them next tokens; "
+        f"{int((occurrences > 0).sum()):,} of {corpus.vocab_size:,} types occur"
+    )
+    console.print(
+        f"99th percentile of the counts: {percentile(occurrences, 99):,.1f} of occurrences, "
+        f"{percentile(counts, 99):,.1f} of next tokens"
+    )
+    for share in (0.5, 0.8, 0.95):
+        top = 100 * coverage(occurrences, share)
+        console.print(f"{share:.0%} of the tokens are the top {top:.3g} % of the vocabulary")
+    table = Table("next-token count", "types", "share of tokens")
+    bins = FrequencyBins.powers(counts, base=3)
+    shares = np.asarray(bins.token_share)
+    for label, size, share in zip(bins.labels, bins.sizes, shares, strict=True):
+        table.add_row(label, f"{int(size):,}", f"{100 * float(share):.2f} %")
+    table.add_row("never", f"{int(bins.never_occurring):,}", "")
+    console.print(table)
+    return 0
+
+
+def _status(argv: list[str]) -> int:
+    options = parse_options(Status, argv, prog=f"{_PROGRAM} status")
+    study = read_study(options.study)
+    table = Table("run", "model", "weight decay", "seed", "status", "step", "error")
+    for run in sorted((*study.runs, *study.unfinished), key=lambda run: run.id):
+        manifest, scalars = run.manifest, run.scalars()
+        config = manifest["config"]
+        step = scalars[-1]["step"] if scalars else 0
+        table.add_row(
+            run.id,
+            *(str(config.get(name, "")) for name in ("model", "weight_decay", "seed")),
+            manifest["status"],
+            f"{step}/{config.get('steps', '?')}",
+            Text(manifest.get("error") or ""),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    for path, reason in study.problems:
+        console.print(f"unreadable: {path}: {reason}", markup=False)
+    return 1 if study.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint's name holds its step and the hash of its bytes, so one that was cut short or
+tampered with is seen at once and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state of a run after a step; tensors are on the CPU."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    windows: dict[str, Tensor]
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    windows: dict[str, Tensor],
+) -> None:
+    """Write the checkpoint of a step, then remove those before it."""
+    beside = folder / f".checkpoint.{secrets.token_hex(4)}.partial"
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "windows": windows}
+    older = [path for _, _, path in _found(folder)]
+    try:
+        torch.save(state, beside)
+        beside.rename(folder / f"checkpoint-{step:08d}-{_digest(beside)}.pt")
+    finally:
+        beside.unlink(missing_ok=True)
+    for path in older:
+        path.unlink(missing_ok=True)
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The latest checkpoint whose bytes are those that were written; None where there is none."""
+    for step, digest, path in sorted(_found(folder), reverse=True):
+        if _digest(path) == digest:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            return Checkpoint(step=step, **state)
+        print(f"ignoring {path}: cut short or changed since it was written", file=sys.stderr)
+    return None
+
+
+def remove_all(folder: Path) -> None:
+    """Remove every checkpoint of a run that needs none any more."""
+    for _, _, path in _found(folder):
+        path.unlink(missing_ok=True)
+
+
+def _found(folder: Path) -> list[tuple[int, str, Path]]:
+    matches = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    return [(int(match[1]), match[2], path) for match, path in matches if match]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

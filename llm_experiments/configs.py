@@ -1,0 +1,170 @@
+"""What determines a run: frozen dataclasses that are at once the command line and the run's id."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from llm_experiments.models.presets import MODEL_NAMES
+
+DecayGroup = Literal["all", "matrices", "no-embeddings", "embeddings"]
+DecayMode = Literal["decoupled", "l2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text, cut how."""
+
+    corpus: str = "python-docs"
+    """python-docs (built in), imdb, imdb-xl, text, or the name of a Hugging Face dataset"""
+    data_dir: Path | None = None
+    """folder of the corpus; without it imdb comes from the Hugging Face hub"""
+    text_column: str = "text"
+    """column of a Hugging Face dataset that holds the text"""
+    vocab_size: int = 32005
+    """entries of the tokenizer, 5 special tokens and 256 bytes included"""
+    context: int = 128
+    """tokens of a sequence"""
+    packing: bool = False
+    """cut the joined documents into sequences, instead of truncating each at the context"""
+    num_sequences: int | None = None
+    """train on this many sequences only (a fixed random choice), instead of all"""
+    cache_dir: Path = Path("cache")
+    """where tokenizers and token ids are kept"""
+
+    def __post_init__(self) -> None:
+        _at_least("vocab_size", self.vocab_size, 5 + 256)
+        _at_least("context", self.context, 2)
+        if self.num_sequences is not None:
+            _at_least("num_sequences", self.num_sequences, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How every run of a sweep is trained; the defaults are the paper's (section 3)."""
+
+    steps: int = 10_000
+    """optimizer steps"""
+    batch_size: int = 64
+    """sequences of a forward pass"""
+    accumulation: int = 1
+    """forward passes of a step"""
+    learning_rate: float = 5e-5
+    """peak learning rate"""
+    warmup_steps: int = 10
+    """steps of linear warm-up, before the cosine"""
+    evaluate_every: int = 100
+    """steps between two records of the per-token metrics"""
+    decay_mode: DecayMode = "decoupled"
+    """AdamW's decoupled decay, or an L2 term in the gradient"""
+    threads: int = 1
+    """CPU threads of a run (sums on a CPU depend on it in their last bits)"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "evaluate_every", "threads"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("warmup_steps", self.warmup_steps, 0)
+        _finite("learning_rate", self.learning_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingConfig):
+    """One run: what a sweep shares, and what it varies."""
+
+    model: str = "openelm-tiny"
+    weight_decay: float = 0.0
+    seed: int = 0
+    decay: DecayGroup = "all"
+    loss_weight_exponent: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model not in MODEL_NAMES:
+            raise ValueError(
+                f"model {self.model!r} is unknown; expected one of {', '.join(MODEL_NAMES)}"
+            )
+        _finite("weight_decay", self.weight_decay)
+        _finite("loss_weight_exponent", self.loss_weight_exponent)
+        _at_least("seed", self.seed, 0)
+
+    def resolved(self, data: DataConfig, data_hash: str) -> dict[str, Any]:
+        """What the run's id is the hash of: everything that changes its result, no path."""
+        described = asdict(data)
+        for name in ("data_dir", "text_column", "cache_dir"):
+            del described[name]
+        return {**asdict(self), **described, "data_hash": data_hash}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A grid of runs over one corpus."""
+
+    study: str
+    """name of the study's folder"""
+    runs_dir: Path = Path("runs")
+    """folder of all studies"""
+    models: Annotated[tuple[str, ...], arg(name="model")] = ("openelm-270m",)
+    """one or more of the named models"""
+    weight_decays: Annotated[tuple[float, ...], arg(name="weight-decay")] = (
+        0.0,
+        0.1,
+        0.3,
+        0.5,
+        1.0,
+    )
+    """one or more weight decays"""
+    seeds: Annotated[tuple[int, ...], arg(name="seed")] = (0,)
+    """one or more seeds, of the weights and of the order of the data"""
+    decays: Annotated[tuple[DecayGroup, ...], arg(name="decay")] = ("all",)
+    """which parameters are decayed"""
+    loss_weight_exponents: Annotated[tuple[float, ...], arg(name="loss-weight-exponent")] = (0.0,)
+    """weight each token's loss by its count to the minus this power"""
+    training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    runs_in_parallel: int | None = None
+    """child processes; default: one a GPU, or one for every `threads` CPU cores"""
+
+    def __post_init__(self) -> None:
+        if not self.study or Path(self.study).name != self.study or self.study.startswith("."):
+            raise ValueError(f"study {self.study!r} is not a plain folder name")
+        if self.runs_in_parallel is not None:
+            _at_least("runs_in_parallel", self.runs_in_parallel, 1)
+        for name in ("models", "weight_decays", "seeds", "decays", "loss_weight_exponents"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; expected at least one")
+        self.cells()
+
+    def cells(self) -> list[RunConfig]:
+        """The runs, the grid's last axis fastest, none twice."""
+        cells = [
+            RunConfig(
+                **asdict(self.training),
+                model=model,
+                weight_decay=weight_decay,
+                seed=seed,
+                decay=decay,
+                loss_weight_exponent=exponent,
+            )
+            for model in self.models
+            for seed in self.seeds
+            for decay in self.decays
+            for exponent in self.loss_weight_exponents
+            for weight_decay in self.weight_decays
+        ]
+        return list(dict.fromkeys(cells))
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected at least {least}")
+
+
+def _finite(name: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value}; expected a finite number of at least 0")

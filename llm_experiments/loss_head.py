@@ -1,0 +1,92 @@
+"""Classifier and cross-entropy in one step, chunk by chunk, keeping no (N, V) matrix.
+
+The loss of every token is exact: no gradient is filtered, no probability floored. (Skipping small
+gradients, as some fused heads do, would bias just the rare classes that this project measures.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+# Logits held at a time. 2^18 float32 are 1 MiB, which stays in a CPU core's cache; a GPU wants
+# larger products.
+_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
+
+
+class TokenLosses(NamedTuple):
+    """What the head gives for N targets.
+
+    objective: scalar, sum of weight * loss; the one entry that gradients flow through.
+    loss: (N,) cross-entropy in nats, float32 or wider; 0 where the target is IGNORE_INDEX.
+    correct: (N,) whether the target is the (first) largest logit.
+    """
+
+    objective: Tensor
+    loss: Tensor
+    correct: Tensor
+
+
+def linear_cross_entropy(
+    features: Tensor, weight: Tensor, targets: Tensor, token_weight: Tensor
+) -> TokenLosses:
+    """Cross-entropy of ``features @ weight.T`` against ``targets``.
+
+    Args:
+        features: (N, D).
+        weight: (V, D), the classifier.
+        targets: (N,) class indices, IGNORE_INDEX where there is none.
+        token_weight: (N,) factor of each token's loss in the objective (1/N gives the mean).
+    """
+    objective, loss, correct = _LinearCrossEntropy.apply(features, weight, targets, token_weight)
+    return TokenLosses(objective, loss, correct)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are formed in the forward pass, while a chunk's softmax is at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, token_weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        wide = torch.promote_types(features.dtype, torch.float32)
+        losses = features.new_empty(len(features), dtype=wide)
+        correct = torch.empty(len(features), dtype=torch.bool, device=features.device)
+        d_features = torch.empty_like(features) if with_gradient else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if with_gradient else None
+        valid = targets != IGNORE_INDEX
+        safe_targets = torch.where(valid, targets, 0)[:, None]
+        scale = torch.where(valid, token_weight.to(wide), 0)[:, None]
+        rows = max(1, _CHUNK_ELEMENTS.get(features.device.type, 2**18) // len(weight))
+        for start in range(0, len(features), rows):
+            part = slice(start, start + rows)
+            target = safe_targets[part]
+            logits = (features[part] @ weight.T).to(wide)
+            largest, argmax = logits.max(dim=-1, keepdim=True)
+            logits -= largest
+            target_logit = logits.gather(1, target)
+            total = logits.exp_().sum(dim=-1, keepdim=True)
+            losses[part] = (total.log() - target_logit)[:, 0]
+            correct[part] = (argmax == target)[:, 0]
+            if d_features is not None and d_weight is not None:
+                gradient = logits.mul_(scale[part] / total)
+                gradient.scatter_add_(1, target, -scale[part])
+                gradient = gradient.to(weight.dtype)
+                d_features[part] = gradient @ weight
+                d_weight += gradient.T @ features[part]
+        losses.masked_fill_(~valid, 0)
+        correct &= valid
+        if d_features is not None and d_weight is not None:
+            ctx.save_for_backward(d_features, d_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(losses, correct)
+        return (losses * scale[:, 0]).sum(), losses, correct
+
+    @staticmethod
+    def backward(ctx: Any, d_objective: Tensor, *_: Any) -> tuple[Tensor, Tensor, None, None]:
+        d_features, d_weight = ctx.saved_tensors
+        factor = d_objective.to(d_features.dtype)
+        return d_features * factor, d_weight * factor, None, None

@@ -1,0 +1,1 @@
+"""The language models of the study: OpenELM (ours) and Qwen2 (transformers')."""

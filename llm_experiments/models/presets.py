@@ -1,0 +1,100 @@
+"""The named models of the study and how to build them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from llm_experiments.models.openelm import OpenELMConfig, OpenELMForCausalLM
+
+# Layers, D, head width; the multipliers are those of every OpenELM (Mehta et al., 2024, Table 9).
+_OPENELM: dict[str, dict[str, int]] = {
+    "openelm-tiny": {
+        "num_transformer_layers": 2, "model_dim": 128, "head_dim": 32, "ffn_dim_divisor": 32,
+    },
+    "openelm-270m": {"num_transformer_layers": 16, "model_dim": 1280, "head_dim": 64},
+    "openelm-450m": {"num_transformer_layers": 20, "model_dim": 1536, "head_dim": 64},
+    "openelm-1.1b": {"num_transformer_layers": 28, "model_dim": 2048, "head_dim": 64},
+    "openelm-3b": {"num_transformer_layers": 36, "model_dim": 3072, "head_dim": 128},
+}  # fmt: skip
+
+# Hidden width, layers, heads, key-value heads, feed-forward width (Yang et al., 2024, Table 1) and
+# standard deviation of the initial weights: 0.02 at the published widths, D^-1/2 for the tiny one.
+_QWEN2: dict[str, tuple[int, int, int, int, int, float]] = {
+    "qwen2-tiny": (128, 2, 4, 2, 512, 128**-0.5),
+    "qwen2-0.5b": (896, 24, 14, 2, 4864, 0.02),
+    "qwen2-1.5b": (1536, 28, 12, 2, 8960, 0.02),
+}
+
+MODEL_NAMES = (*_OPENELM, *_QWEN2)
+
+
+def build_model(
+    name: str,
+    *,
+    vocab_size: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """A freshly initialised model; the weights are a function of (name, vocab_size, seed).
+
+    On ``device="meta"`` nothing is allocated, which is enough to count parameters.
+
+    Raises:
+        ValueError: an unknown name, or a vocabulary of fewer than two tokens.
+    """
+    if name not in MODEL_NAMES:
+        raise ValueError(f"model {name!r} is unknown; expected one of {', '.join(MODEL_NAMES)}")
+    if vocab_size < 2:
+        raise ValueError(f"vocab_size is {vocab_size}; expected at least 2")
+    build = _build_openelm if name in _OPENELM else _build_qwen2
+    # Weights are drawn in float32 on the CPU, so that they are the same on every device.
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta" if str(device) == "meta" else "cpu"),
+    ):
+        torch.manual_seed(seed)
+        model = build(name, vocab_size)
+    return model if str(device) == "meta" else model.to(device=device, dtype=dtype)
+
+
+def _build_openelm(name: str, vocab_size: int) -> PreTrainedModel:
+    special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    return OpenELMForCausalLM(OpenELMConfig(vocab_size=vocab_size, **_OPENELM[name], **special))
+
+
+def _build_qwen2(name: str, vocab_size: int) -> PreTrainedModel:
+    width, layers, heads, kv_heads, ffn, initial_std = _QWEN2[name]
+    # Everything is stated, since the defaults of the class are those of the 7B model.
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        hidden_act="silu",
+        max_position_embeddings=2048,
+        initializer_range=initial_std,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        use_sliding_window=False,
+        attention_dropout=0.0,
+        bos_token_id=0,
+        eos_token_id=2,
+        attn_implementation="sdpa",
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def features(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Last-layer features (B, T, D) of ids (B, T): what the classifier multiplies."""
+    return model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+
+def classifier(model: PreTrainedModel) -> nn.Parameter:
+    """The (V, D) matrix that turns features into logits."""
+    return model.get_output_embeddings().weight

@@ -1,0 +1,198 @@
+"""From text to token ids, once: training reads the result and needs neither text nor tokenizer.
+
+    <cache>/<key>/tokenizer.json   the trained tokenizer
+    <cache>/<key>/tokens.npy       (S, T) ids in the smallest integer type, padded with <pad>
+    <cache>/<key>/meta.json        what it was made of, and the SHA-256 of both files
+
+The key is a hash of the source and of every setting, so a changed corpus is another entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import secrets
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+
+from frequency_bins import class_counts
+from llm_experiments.configs import DataConfig
+from llm_experiments.corpora import HUB_NAMES, load_corpus
+from llm_experiments.tokenization import END_ID, PAD_ID, token_labels, train_tokenizer
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedCorpus:
+    """Token ids ready for training. S sequences of T tokens, V vocabulary entries."""
+
+    folder: Path
+    vocab_size: int
+    data_hash: str
+    tokens: npt.NDArray[np.integer[Any]]
+    """(S, T), memory-mapped; <pad> where a document is shorter than the context"""
+
+    @cached_property
+    def class_counts(self) -> torch.Tensor:
+        """(V,) int64: how often each token is the next token, which is what a model predicts."""
+        return class_counts(self.tokens[:, 1:], self.vocab_size, ignore_index=PAD_ID)
+
+    @cached_property
+    def occurrence_counts(self) -> torch.Tensor:
+        """(V,) int64: how often each token occurs at any position, the first included."""
+        return class_counts(self.tokens, self.vocab_size, ignore_index=PAD_ID)
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """(V,) the text of each token."""
+        return token_labels(Tokenizer.from_file(str(self.folder / "tokenizer.json")))
+
+
+def prepare(config: DataConfig) -> PreparedCorpus:
+    """The prepared corpus of a config, from the cache where it is there and whole.
+
+    Raises:
+        ValueError: a corpus that cannot be read, or a vocabulary larger than it supports.
+        OSError: a cache folder that cannot be written.
+    """
+    folder = config.cache_dir / _cache_key(config)
+    if (folder / "meta.json").is_file():
+        try:
+            return load_prepared(folder)
+        except ValueError as error:
+            print(f"rebuilding the prepared corpus: {error}", file=sys.stderr)
+            shutil.rmtree(folder)
+    tokenizer, tokens = _tokenize(config)
+    _store(folder, config, tokenizer, tokens)
+    return load_prepared(folder)
+
+
+def load_prepared(folder: Path) -> PreparedCorpus:
+    """Open an entry of the cache. Raises ValueError where a file is missing or was changed."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        hashes = {name: _sha256_of(folder / name) for name in ("tokenizer.json", "tokens.npy")}
+        if meta["format"] != _FORMAT or meta["sha256"] != hashes:
+            raise ValueError(f"{folder} was changed since it was written")
+        tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        vocab_size = int(meta["config"]["vocab_size"])
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} is not a prepared corpus ({type(error).__name__})") from None
+    return PreparedCorpus(
+        folder=folder, vocab_size=vocab_size, data_hash=hashes["tokens.npy"], tokens=tokens
+    )
+
+
+def _tokenize(config: DataConfig) -> tuple[Tokenizer, npt.NDArray[np.integer[Any]]]:
+    documents = load_corpus(config.corpus, config.data_dir, config.text_column)
+    # IMDB-xl keeps the tokenizer of IMDB (section 3): the tokens stay comparable.
+    own = load_corpus("imdb", config.data_dir) if config.corpus == "imdb-xl" else documents
+    tokenizer = train_tokenizer(own, config.vocab_size)
+    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(documents)]
+    sequences = _packed(ids, config.context) if config.packing else _truncated(ids, config.context)
+    if config.num_sequences is not None:
+        if config.num_sequences > len(sequences):
+            raise ValueError(
+                f"num_sequences is {config.num_sequences}; corpus {config.corpus!r} gives "
+                f"{len(sequences)} of {config.context} tokens"
+            )
+        chosen = np.random.default_rng(0).permutation(len(sequences))[: config.num_sequences]
+        sequences = sequences[np.sort(chosen)]
+    return tokenizer, sequences.astype(np.min_scalar_type(config.vocab_size - 1))
+
+
+def _truncated(ids: list[list[int]], context: int) -> npt.NDArray[np.int64]:
+    """Each document cut at the context; one of a single token predicts nothing and is left out."""
+    kept = [document[:context] for document in ids if len(document) > 1]
+    sequences = np.full((len(kept), context), PAD_ID, dtype=np.int64)
+    for row, document in zip(sequences, kept, strict=True):
+        row[: len(document)] = document
+    if not len(sequences):
+        raise ValueError("the corpus has no document of two tokens; expected at least one")
+    return sequences
+
+
+def _packed(ids: list[list[int]], context: int) -> npt.NDArray[np.int64]:
+    """All documents in a row, </s> after each, cut every ``context`` tokens; a rest is dropped."""
+    stream = np.concatenate([np.array([*document, END_ID], dtype=np.int64) for document in ids])
+    if len(stream) < context:
+        raise ValueError(
+            f"the corpus has {len(stream)} tokens; expected at least one context of {context}"
+        )
+    return stream[: len(stream) // context * context].reshape(-1, context)
+
+
+def _store(
+    folder: Path, config: DataConfig, tokenizer: Tokenizer, tokens: npt.NDArray[np.integer[Any]]
+) -> None:
+    """Write the whole entry beside and rename it into place."""
+    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    buffer = io.BytesIO()
+    np.save(buffer, tokens, allow_pickle=False)
+    files = {
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode("utf-8"),
+        "tokens.npy": buffer.getvalue(),
+    }
+    meta = {
+        "format": _FORMAT,
+        "config": {
+            "corpus": config.corpus,
+            "vocab_size": config.vocab_size,
+            "context": config.context,
+        },
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    files["meta.json"] = json.dumps(meta, indent=2).encode("ascii")
+    try:
+        beside.mkdir(parents=True)
+        for name, content in files.items():
+            (beside / name).write_bytes(content)
+        if not folder.exists():  # else another process was faster, with the same content
+            beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _cache_key(config: DataConfig) -> str:
+    """First 16 hex digits of the hash of the source and of every setting that shapes the tokens."""
+    described = {
+        "format": _FORMAT,
+        "source": _source(config),
+        "text_column": config.text_column,
+        "vocab_size": config.vocab_size,
+        "context": config.context,
+        "packing": config.packing,
+        "num_sequences": config.num_sequences,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _source(config: DataConfig) -> list[Any]:
+    """What the text is, cheap to find out: the interpreter, the hub's name, or the files' bytes."""
+    if config.data_dir is None:
+        return [
+            config.corpus,
+            sys.version if config.corpus == "python-docs" else HUB_NAMES.get(config.corpus),
+        ]
+    suffix = ".txt" if config.corpus == "text" else ".parquet"
+    files = sorted(config.data_dir.rglob(f"*{suffix}"))
+    return [
+        config.corpus,
+        [[str(path.relative_to(config.data_dir)), _sha256_of(path)] for path in files],
+    ]
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
