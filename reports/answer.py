@@ -1,0 +1,129 @@
+"""The study's answer in one sentence: which classes paid for weight decay, with the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from reports.groups import count_range, end_bins, over_seeds, weight_decays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What happened to one group of runs between its smallest and its largest weight decay."""
+
+    name: str
+    decays: tuple[float, float]
+    average: tuple[float, float]
+    balanced: tuple[float, float]
+    rare: tuple[float, float]
+    frequent: tuple[float, float]
+    rare_counts: str
+    frequent_counts: str
+    most_hurt_counts: str | None
+    """Counts of the bin whose loss rose most; None where no bin's loss rose."""
+
+    @property
+    def rare_paid(self) -> bool:
+        """Whether the rarest tokens' loss rose, and more than that of any other bin."""
+        return self.most_hurt_counts == self.rare_counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One sentence for the top of the page and the numbers behind it."""
+
+    sentence: str
+    changes: tuple[Change, ...]
+
+
+def answer(groups: Sequence[xr.Dataset]) -> Answer:
+    """The answer, or the reason why there is none yet."""
+    changes = tuple(_change(group) for group in groups if len(weight_decays([group])) > 1)
+    if changes:
+        return Answer(sentence=_sentence(changes), changes=changes)
+    if groups:
+        shown = ", ".join(f"{decay:g}" for decay in weight_decays(groups))
+        return Answer(
+            sentence=f"No answer yet: only weight decay {shown} is finished, and it takes "
+            "two weight decays to compare.",
+            changes=(),
+        )
+    return Answer(sentence="No answer yet: no run of this study is finished.", changes=())
+
+
+def _change(group: xr.Dataset) -> Change:
+    bins = over_seeds(group, "bin_loss")["mean"].values
+    rare, frequent = end_bins(group)
+    rise = bins[-1] - bins[0]
+    worst = int(np.nanargmax(rise))
+    ranges = [
+        count_range(int(low), int(high))
+        for low, high in zip(group["bin_low"].values, group["bin_high"].values, strict=True)
+    ]
+    decays = weight_decays([group])
+
+    def ends(name: str) -> tuple[float, float]:
+        mean = over_seeds(group, name)["mean"].values
+        return float(mean[0]), float(mean[-1])
+
+    return Change(
+        name=group.attrs["name"],
+        decays=(decays[0], decays[-1]),
+        average=ends("average_loss"),
+        balanced=ends("token_balanced_loss"),
+        rare=(float(bins[0, rare]), float(bins[-1, rare])),
+        frequent=(float(bins[0, frequent]), float(bins[-1, frequent])),
+        rare_counts=ranges[rare],
+        frequent_counts=ranges[frequent],
+        most_hurt_counts=ranges[worst] if rise[worst] > 0 else None,
+    )
+
+
+def _sentence(changes: Sequence[Change]) -> str:
+    paid = sum(change.rare_paid for change in changes)
+    if paid == len(changes):
+        verdict = "The rarest tokens paid"
+    elif paid:
+        verdict = f"The rarest tokens paid most in {paid} of {len(changes)} settings"
+    elif any(change.most_hurt_counts for change in changes):
+        hurt = " and ".join(
+            dict.fromkeys(c.most_hurt_counts for c in changes if c.most_hurt_counts)
+        )
+        verdict = f"Not the rarest tokens, but those seen {hurt} times paid most"
+    else:
+        verdict = "No tokens paid: no bin's loss rose"
+    decays = {change.decays for change in changes}
+    span = (
+        f"as weight decay went from {changes[0].decays[0]:g} to {changes[0].decays[1]:g}"
+        if len(decays) == 1
+        else "from the smallest to the largest weight decay"
+    )
+    if len(changes) > 3:
+        return (
+            f"{verdict}: {span}, their loss changed by {_span_of(changes, 'rare')} nats, and the "
+            f"average by {_span_of(changes, 'average')} nats."
+        )
+    rare = _and([_went(c.rare, c.name, len(changes)) for c in changes])
+    average = _and([_went(c.average, c.name, len(changes)) for c in changes])
+    counts = _and(list(dict.fromkeys(change.rare_counts for change in changes)))
+    return (
+        f"{verdict}: {span}, the loss of tokens seen {counts} times went from {rare} nats, while "
+        f"the average that training monitors went from {average}."
+    )
+
+
+def _went(ends: tuple[float, float], name: str, among: int) -> str:
+    return f"{ends[0]:.2f} to {ends[1]:.2f}" + (f" ({name})" if among > 1 else "")
+
+
+def _span_of(changes: Sequence[Change], name: str) -> str:
+    rises = [getattr(change, name)[1] - getattr(change, name)[0] for change in changes]
+    return f"{min(rises):+.2f} to {max(rises):+.2f}"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,600 @@
+"""The paper's figures, one function each, from the labelled datasets of `reports.groups`.
+
+Every function takes one or more groups of comparable runs and draws one panel for each, on shared
+axes. `narrow` stacks the panels for a phone. Lines are means over seeds, bands are 95 % Student-t
+intervals over seeds; a single seed has no band. All are drawn on the object-oriented interface:
+no pyplot, no global state.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import ParamSpec
+
+import matplotlib
+import numpy as np
+import torch
+import xarray as xr
+from matplotlib.axes import Axes
+
+from reports.groups import count_range, describe, end_bins, over_seeds, weight_decays
+from reports.style import (
+    CLOUD,
+    COMMON,
+    GRID,
+    INK,
+    MUTED,
+    RARE,
+    STYLE,
+    ReportFigure,
+    count_axis,
+    decay_colours,
+    label_ends,
+    loss_axis,
+    plain_number,
+)
+from ufm import CriticalCountFit
+
+P = ParamSpec("P")
+Draw = Callable[P, ReportFigure]
+
+
+def styled(draw: Draw[P]) -> Draw[P]:
+    """Draw under the report's style without touching matplotlib's global settings."""
+
+    @functools.wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> ReportFigure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+@styled
+def figure_1(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Loss of the rarest and of the most frequent tokens against weight decay (Figure 1)."""
+    figure, axes = _panels(groups, narrow)
+    figure.name, figure.title = (
+        "Figure 1",
+        "The rarest and the most frequent tokens under weight decay",
+    )
+    said = []
+    for axis, group in zip(axes, groups, strict=True):
+        rare, common = end_bins(group)
+        loss = over_seeds(group, "bin_loss")
+        _decay_lines(
+            axis,
+            [
+                (loss.isel(bin=rare), f"rarest\n{_bin_range(group, rare)}×", RARE),
+                (loss.isel(bin=common), f"most frequent\n{_bin_range(group, common)}×", COMMON),
+            ],
+        )
+        said.append(
+            f"{group.attrs['name']}: tokens seen {_bin_range(group, rare)} times "
+            f"{_ends(loss['mean'].isel(bin=rare))}, tokens seen {_bin_range(group, common)} times "
+            f"{_ends(loss['mean'].isel(bin=common))}"
+        )
+    _label_loss(axes)
+    figure.caption = _caption(
+        "Mean cross-entropy of the tokens in the rarest and in the most frequent bin, over the "
+        "training set after the last step.",
+        groups,
+    )
+    figure.alt = "Loss against weight decay. " + "; ".join(said)
+    return figure
+
+
+@styled
+def figure_3a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Share of all tokens that the most frequent classes make up (Figure 3a)."""
+    figure, axes = _panels(groups, narrow)
+    figure.name, figure.title = "Figure 3a", "How much of the text the most frequent tokens make up"
+    said = []
+    for axis, group in zip(axes, groups, strict=True):
+        counts = np.sort(group["class_count"].values)[::-1].astype(np.float64)
+        share = np.cumsum(counts) / counts.sum()
+        rank = np.arange(1, len(counts) + 1) / len(counts)
+        kept = np.unique(np.geomspace(1, len(counts), 400).astype(int)) - 1
+        axis.plot(100 * rank[kept], 100 * share[kept], color=COMMON)
+        for fraction in (0.5, 0.8, 0.95):
+            needed = rank[np.searchsorted(share, fraction)]
+            axis.plot([100 * needed], [100 * fraction], "o", color=COMMON)
+            right = needed * len(counts) < len(counts) ** 0.55
+            axis.annotate(
+                f"{fraction:.0%} in the top {100 * needed:.2g} %",
+                (100 * needed, 100 * fraction),
+                xytext=(6, -9) if right else (-6, 3),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                color=INK,
+                fontsize=8.5,
+            )
+            said.append(f"{fraction:.0%} of the text in the top {100 * needed:.2g} % of tokens")
+        axis.set_xscale("log")
+        axis.set_xlim(100 / len(counts) * 0.8, 140)
+        axis.minorticks_off()
+        axis.set_xticks([10.0**k for k in range(-3, 3) if 10.0**k >= 80 / len(counts)])
+        axis.xaxis.set_major_formatter(plain_number)
+        axis.set_ylim(0, 104)
+        axis.set_xlabel("most frequent tokens, % of the vocabulary")
+    axes[0].set_ylabel("% of the text covered")
+    figure.caption = _caption(
+        "Share of the training text made up by the most frequent tokens. The paper's Section 4.1 "
+        "says that the top 0.01 % of the tokens hold 95 % of IMDB; counted, it takes the top 30 %.",
+        groups,
+        runs=False,
+    )
+    figure.alt = "Coverage curve: " + ", ".join(said)
+    return figure
+
+
+@styled
+def figure_4(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Average against token-balanced training loss by weight decay (Figure 4)."""
+    figure, axes = _panels(groups, narrow)
+    figure.name, figure.title = "Figure 4", "Average and token-balanced loss under weight decay"
+    said = []
+    for axis, group in zip(axes, groups, strict=True):
+        balanced = over_seeds(group, "token_balanced_loss")
+        average = over_seeds(group, "average_loss")
+        _decay_lines(axis, [(balanced, "token-\nbalanced", RARE), (average, "average", COMMON)])
+        said.append(
+            f"{group.attrs['name']}: token-balanced {_ends(balanced['mean'])}, "
+            f"average {_ends(average['mean'])}"
+        )
+    _label_loss(axes)
+    figure.caption = _caption(
+        "Average loss counts every token of the text once; token-balanced loss counts every entry "
+        "of the vocabulary that occurs once. Measured over the whole training set after the last "
+        "step.",
+        groups,
+    )
+    figure.alt = "Loss against weight decay. " + "; ".join(said)
+    return figure
+
+
+@styled
+def figure_5(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Learning speed of every token against its count at the largest weight decay (Figure 5)."""
+    figure, axes = _panels(groups, narrow)
+    figure.name, figure.title = "Figure 5", "How fast every token is learned"
+    for axis, group in zip(axes, groups, strict=True):
+        decay = _cloud(axis, group, "learning_speed", "bin_learning_speed")
+        axis.set_title(f"{group.attrs['name']}, weight decay {decay:g}")
+        axis.set_ylim(-0.02, 1.02)
+    axes[0].set_ylabel("learning speed S (0 to 1)")
+    figure.caption = _caption(
+        "One grey point a token, the mean of each frequency bin in colour. S = 1 − AUC/T of the "
+        "token's min–max normalised loss over training: 1 is learned at once.",
+        groups,
+    )
+    figure.alt = _cloud_alt("Learning speed", groups, "bin_learning_speed")
+    return figure
+
+
+@styled
+def figure_6a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Loss of every token against its count at the largest weight decay (Figure 6a)."""
+    figure, axes = _panels(groups, narrow)
+    figure.name, figure.title = "Figure 6a", "The loss of every token"
+    for axis, group in zip(axes, groups, strict=True):
+        decay = _cloud(axis, group, "loss", "bin_loss")
+        axis.set_title(f"{group.attrs['name']}, weight decay {decay:g}")
+        loss_axis(axis, max(float(np.nanmax(group["loss"].values)) for group in groups))
+    axes[0].set_ylabel("loss (nats)")
+    figure.caption = _caption(
+        "One grey point a token, averaged over seeds; the mean of each frequency bin in colour.",
+        groups,
+    )
+    figure.alt = _cloud_alt("Loss", groups, "bin_loss")
+    return figure
+
+
+@styled
+def figure_6b(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Accuracy of every token against its count at the largest weight decay (Figure 6b)."""
+    figure, axes = _panels(groups, narrow)
+    figure.name, figure.title = "Figure 6b", "The accuracy of every token"
+    for axis, group in zip(axes, groups, strict=True):
+        decay = _cloud(axis, group, "accuracy", "bin_accuracy", scale=100)
+        axis.set_title(f"{group.attrs['name']}, weight decay {decay:g}")
+        axis.set_ylim(-3, 103)
+    axes[0].set_ylabel("accuracy (%)")
+    figure.caption = _caption(
+        "One grey point a token, averaged over seeds; the mean of each frequency bin in colour.",
+        groups,
+    )
+    figure.alt = _cloud_alt("Accuracy", groups, "bin_accuracy")
+    return figure
+
+
+@styled
+def figure_7a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Loss by frequency bin, one line a weight decay (Figures 6a and 7a)."""
+    figure, axes = _panels(groups, narrow, height=3.2)
+    figure.name, figure.title = "Figure 7a", "Loss by how often a token occurs"
+    highest = max(float(np.nanmax(group["bin_loss"].values)) for group in groups)
+    for axis, group in zip(axes, groups, strict=True):
+        _bin_lines(axis, group, over_seeds(group, "bin_loss"), weight_decays(groups))
+        loss_axis(axis, 2.5 * highest)
+        _bin_sizes(axis, group)
+    axes[0].set_ylabel("loss (nats)")
+    _decay_key(figure, weight_decays(groups))
+    figure.caption = _caption(
+        "Mean cross-entropy of the tokens in each frequency bin (powers of 3 of the training "
+        "count). Grey numbers: share of the vocabulary that occurs in each bin, in %.",
+        groups,
+    )
+    figure.alt = _bins_alt("Loss", groups, "bin_loss")
+    return figure
+
+
+@styled
+def figure_7b(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Learning speed by frequency bin, one line a weight decay (Figures 5 and 7b)."""
+    figure, axes = _panels(groups, narrow, height=3.2)
+    figure.name, figure.title = "Figure 7b", "Learning speed by how often a token occurs"
+    for axis, group in zip(axes, groups, strict=True):
+        _bin_lines(axis, group, over_seeds(group, "bin_learning_speed"), weight_decays(groups))
+        axis.set_ylim(0, 1.0)
+    axes[0].set_ylabel("learning speed S (0 to 1)")
+    _decay_key(figure, weight_decays(groups))
+    figure.caption = _caption(
+        "S = 1 − AUC/T of each token's min–max normalised loss over training, averaged over the "
+        "tokens of a bin: 1 is learned at once, 0 never.",
+        groups,
+    )
+    figure.alt = _bins_alt("Learning speed", groups, "bin_learning_speed")
+    return figure
+
+
+@styled
+def figure_8(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """How many classes occur how often (Figure 8)."""
+    figure, axes = _panels(groups, narrow)
+    figure.name, figure.title = "Figure 8", "How often the entries of the vocabulary occur"
+    said = []
+    for axis, group in zip(axes, groups, strict=True):
+        sizes = group["bin_size"].values
+        low, high = group["bin_low"].values, group["bin_high"].values
+        axis.bar(
+            low,
+            sizes,
+            width=(high - low) * 1.0,
+            align="edge",
+            color=COMMON,
+            alpha=0.85,
+            edgecolor=GRID,
+            linewidth=0.6,
+        )
+        count_axis(axis, float(high.max()))
+        axis.set_yscale("log")
+        axis.set_ylim(0.7, sizes.max() * 2.4)
+        axis.yaxis.set_major_formatter(plain_number)
+        axis.minorticks_off()
+        for left, right, size in zip(low, high, sizes, strict=True):
+            if size:
+                axis.text(
+                    math.sqrt(left * right),
+                    size * 1.12,
+                    f"{size:,}",
+                    ha="center",
+                    va="bottom",
+                    fontsize=8,
+                    color=INK,
+                )
+        never = int(group.attrs["never_occurring"])
+        axis.set_xlabel(f"training count ({never:,} of {group.sizes['class']:,} never occur)")
+        said.append(
+            ", ".join(
+                f"{size:,} tokens occur {count_range(int(a), int(b))} times"
+                for a, b, size in zip(low, high, sizes, strict=True)
+                if size
+            )
+        )
+    axes[0].set_ylabel("entries of the vocabulary")
+    figure.caption = _caption(
+        "Vocabulary entries by next-token count in the training set, in bins of powers of 3.",
+        groups,
+        runs=False,
+    )
+    figure.alt = "Histogram: " + "; ".join(said)
+    return figure
+
+
+@styled
+def theory_over_losses(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Measured loss against count with the corrected law at its fitted n_c, a panel a decay."""
+    cells = [(group, decay) for group in groups for decay in weight_decays([group])]
+    columns = 2 if narrow else max(len(weight_decays([group])) for group in groups)
+    columns = min(columns, 6)
+    rows = sum(-(-len(weight_decays([group])) // columns) for group in groups)
+    figure, axes = _grid(rows, columns, (3.6 if narrow else max(2.0 * columns, 4.6), 2.0 * rows))
+    figure.name, figure.title = "Theory", "One fitted number, n_c, against every token's loss"
+    place, said = 0, []
+    colours = decay_colours(weight_decays(groups))
+    highest = max(float(np.nanmax(group["loss"].values)) for group in groups)
+    for group in groups:
+        for position, decay in enumerate(weight_decays([group])):
+            axis = axes[place + position]
+            said.append(_law_panel(axis, group, decay, colours[decay], highest))
+            first = (place + position) % columns == 0
+            axis.tick_params(labelleft=first)
+            if first:
+                axis.set_ylabel("loss (nats)")
+        place += -(-len(weight_decays([group])) // columns) * columns
+    for axis in axes:
+        if not axis.has_data():
+            axis.remove()
+    figure.caption = _caption(
+        "Grey: every token. Points: the mean of each frequency bin. Line: the corrected law "
+        "loss = −log(1 − (1 − 1/V)·√(n_c/n)), flat at log V for n ≤ n_c, with the critical count "
+        "n_c fitted to all tokens of a run; R² is over the tokens.",
+        groups,
+    )
+    figure.alt = "Loss against count with the fitted law. " + "; ".join(said)
+    assert len(said) == len(cells)
+    return figure
+
+
+@styled
+def critical_count(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Fitted critical count n_c against weight decay."""
+    figure, axes = _panels(groups, narrow)
+    figure.name, figure.title = "Theory", "The fitted critical count under weight decay"
+    said = []
+    highest = max(float(np.nanmax(group["critical_count"].values, initial=0)) for group in groups)
+    for axis, group in zip(axes, groups, strict=True):
+        band = over_seeds(group, "critical_count")
+        _decay_lines(axis, [(band, "", RARE)], spread=False)
+        for decay, mean in zip(band["weight_decay"].values, band["mean"].values, strict=True):
+            axis.annotate(
+                f"{mean:.3g}",
+                (decay, mean),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                color=INK,
+                fontsize=8.5,
+            )
+        axis.set_ylim(0, highest * 1.2 or 1.0)
+        axis.margins(x=0.09)
+        said.append(f"{group.attrs['name']}: {_ends(band['mean'], unit='')}")
+    axes[0].set_ylabel("critical count n_c")
+    figure.caption = _caption(
+        "The count at or below which the theory says a token is neglected altogether, fitted to "
+        "each run's losses.",
+        groups,
+    )
+    figure.alt = "Fitted critical count against weight decay. " + "; ".join(said)
+    return figure
+
+
+def _grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[ReportFigure, list[Axes]]:
+    figure = ReportFigure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def _panels(
+    groups: Sequence[xr.Dataset], narrow: bool, height: float = 2.9
+) -> tuple[ReportFigure, list[Axes]]:
+    """One titled panel a group: up to two side by side, one under the other where narrow."""
+    if not groups:
+        raise ValueError("no groups of runs to draw; expected at least one")
+    columns = 1 if narrow else min(len(groups), 2)
+    rows = -(-len(groups) // columns)
+    width = 3.6 if narrow else 4.6 * columns
+    figure, axes = _grid(rows, columns, (width, (height - 0.2 * narrow) * rows))
+    for axis in axes[len(groups) :]:
+        axis.remove()
+    for axis, group in zip(axes, groups, strict=False):
+        axis.set_title(group.attrs["name"])
+        axis.tick_params(labelbottom=True)
+    return figure, axes[: len(groups)]
+
+
+def _decay_lines(
+    axis: Axes, lines: Sequence[tuple[xr.Dataset, str, str]], *, spread: bool = True
+) -> None:
+    """Mean and seed band against weight decay for each (band, label, colour)."""
+    decays = lines[0][0]["weight_decay"].values
+    for band, _, colour in lines:
+        mean, half = band["mean"].values, band["half_width"].values
+        axis.fill_between(decays, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
+        axis.plot(decays, mean, "o-", color=colour)
+    axis.set_ylim(bottom=0)
+    axis.set_xticks(decays)
+    axis.xaxis.set_major_formatter(plain_number)
+    axis.set_xlabel("weight decay λ")
+    if spread:
+        axis.margins(x=0.04)
+        ends = [
+            (float(decays[-1]), float(band["mean"].values[-1]), label, colour)
+            for band, label, colour in lines
+        ]
+        label_ends(axis, ends)
+
+
+def _label_loss(axes: Sequence[Axes]) -> None:
+    axes[0].set_ylabel("loss (nats)")
+
+
+def _bin_middles(group: xr.Dataset) -> np.ndarray:
+    low, high = group["bin_low"].values, group["bin_high"].values
+    return np.sqrt(low * np.maximum(high - 1, low).astype(np.float64))
+
+
+def _bin_range(group: xr.Dataset, place: int) -> str:
+    return count_range(int(group["bin_low"].values[place]), int(group["bin_high"].values[place]))
+
+
+def _bin_lines(axis: Axes, group: xr.Dataset, band: xr.Dataset, decays: Sequence[float]) -> None:
+    colours = decay_colours(decays)
+    middles = _bin_middles(group)
+    for decay in band["weight_decay"].values:
+        at = band.sel(weight_decay=decay)
+        mean, half = at["mean"].values, at["half_width"].values
+        drawn = np.isfinite(mean)
+        colour = colours[float(decay)]
+        axis.fill_between(
+            middles[drawn],
+            (mean - half)[drawn],
+            (mean + half)[drawn],
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+        )
+        axis.plot(middles[drawn], mean[drawn], "o-", color=colour)
+    count_axis(axis, float(group["bin_high"].values.max()))
+    axis.set_xlabel("training count (log scale)")
+
+
+def _bin_sizes(axis: Axes, group: xr.Dataset) -> None:
+    """The share of the occurring classes that each bin holds, along the top of the panel."""
+    sizes = group["bin_size"].values
+    for middle, size in zip(_bin_middles(group), sizes, strict=True):
+        if size:
+            percent = 100 * size / sizes.sum()
+            axis.annotate(
+                f"{percent:.2g}" if percent >= 0.1 else "<.1",
+                (middle, 1.0),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="top",
+                fontsize=7.5,
+                color=MUTED,
+            )
+
+
+def _decay_key(figure: ReportFigure, decays: Sequence[float]) -> None:
+    colours = decay_colours(decays)
+    handles = [
+        matplotlib.lines.Line2D([], [], color=colours[decay], marker="o", label=f"{decay:g}")
+        for decay in decays
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=min(len(decays), 7),
+        title="weight decay λ",
+        alignment="left",
+        fontsize=8.5,
+        title_fontsize=8.5,
+        handlelength=1.4,
+        columnspacing=1.2,
+        borderpad=0,
+    )
+
+
+def _cloud(
+    axis: Axes, group: xr.Dataset, per_class: str, per_bin: str, *, scale: float = 1.0
+) -> float:
+    """Every class at the largest weight decay, mean over seeds, and the bins' means over it."""
+    decay = max(weight_decays([group]))
+    chosen = group["weight_decay"].values == decay
+    counts = group["class_count"].values
+    values = scale * group[per_class].values[chosen].mean(axis=0)
+    drawn = (counts > 0) & np.isfinite(values)
+    axis.scatter(
+        counts[drawn], values[drawn], s=5, color=CLOUD, alpha=0.3, linewidths=0, rasterized=True
+    )
+    means = scale * group[per_bin].values[chosen].mean(axis=0)
+    axis.plot(_bin_middles(group), means, "o-", color=RARE)
+    count_axis(axis, float(counts.max()))
+    axis.set_xlabel("training count (log scale)")
+    return decay
+
+
+def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str, highest: float) -> str:
+    chosen = group["weight_decay"].values == decay
+    counts = group["class_count"].values
+    vocab_size = group.sizes["class"]
+    values = group["loss"].values[chosen].mean(axis=0)
+    drawn = (counts > 0) & np.isfinite(values)
+    axis.scatter(
+        counts[drawn], values[drawn], s=3, color=CLOUD, alpha=0.25, linewidths=0, rasterized=True
+    )
+    axis.plot(
+        _bin_middles(group),
+        group["bin_loss"].values[chosen].mean(axis=0),
+        "o",
+        color=colour,
+        markersize=4,
+    )
+    fitted = float(group["critical_count"].values[chosen].mean())
+    r_squared = float(group["r_squared"].values[chosen].mean())
+    if math.isfinite(fitted):
+        grid = np.geomspace(1, counts.max(), 200)
+        law = CriticalCountFit(
+            critical_count=fitted,
+            r_squared=r_squared,
+            residuals=torch.empty(0),
+            vocab_size=vocab_size,
+        )
+        axis.plot(grid, law.loss(grid).numpy(), color=INK, linewidth=1.3)
+    axis.set_title(f"{group.attrs['name']}\nλ = {decay:g}", fontsize=8.5)
+    axis.text(
+        0.97,
+        0.97,
+        f"n_c = {fitted:.3g}\nR² = {r_squared:.2f}",
+        ha="right",
+        va="top",
+        transform=axis.transAxes,
+        fontsize=8.5,
+    )
+    count_axis(axis, float(counts.max()))
+    loss_axis(axis, highest)
+    axis.tick_params(labelbottom=True)
+    axis.set_xlabel("count", fontsize=8.5)
+    return (
+        f"{group.attrs['name']} at weight decay {decay:g}: n_c {fitted:.3g}, "
+        f"R squared {r_squared:.2f}"
+    )
+
+
+def _ends(mean: xr.DataArray, unit: str = " nats") -> str:
+    """ "0.10 nats at weight decay 0 to 1.2 nats at weight decay 1"."""
+    decays = mean["weight_decay"].values
+    first = f"{float(mean[0]):.3g}{unit} at weight decay {decays[0]:g}"
+    if len(decays) == 1:
+        return first
+    return f"{first} to {float(mean[-1]):.3g}{unit} at weight decay {decays[-1]:g}"
+
+
+def _caption(text: str, groups: Sequence[xr.Dataset], *, runs: bool = True) -> str:
+    """The text, then what was run; groups that were run alike are named together."""
+    names: dict[str, list[str]] = {}
+    for group in groups:
+        names.setdefault(describe(group, seeds_too=runs), []).append(group.attrs["name"])
+    said = [f"{' and '.join(who)} on {how}" if runs else how for how, who in names.items()]
+    return f"{text} {'Runs' if runs else 'Corpus'}: {'; '.join(said)}."
+
+
+def _cloud_alt(what: str, groups: Sequence[xr.Dataset], name: str) -> str:
+    said = []
+    for group in groups:
+        decay = max(weight_decays([group]))
+        mean = over_seeds(group, name)["mean"].sel(weight_decay=decay)
+        said.append(f"{group.attrs['name']} at weight decay {decay:g}, {_across(group, mean)}")
+    return f"{what} of every token against its count. " + "; ".join(said)
+
+
+def _bins_alt(what: str, groups: Sequence[xr.Dataset], name: str) -> str:
+    said = []
+    for group in groups:
+        mean = over_seeds(group, name)["mean"]
+        for decay in {mean["weight_decay"].values[0], mean["weight_decay"].values[-1]}:
+            at = mean.sel(weight_decay=decay)
+            said.append(f"{group.attrs['name']} at weight decay {decay:g}, {_across(group, at)}")
+    return f"{what} by frequency bin. " + "; ".join(said)
+
+
+def _across(group: xr.Dataset, mean: xr.DataArray) -> str:
+    rare, common = end_bins(group)
+    return (
+        f"{float(mean[rare]):.3g} for tokens seen {_bin_range(group, rare)} times, "
+        f"{float(mean[common]):.3g} for tokens seen {_bin_range(group, common)} times"
+    )

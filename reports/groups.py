@@ -1,0 +1,388 @@
+"""From the run store to labelled datasets, one for each set of comparable runs.
+
+Runs are comparable when they differ in `weight_decay` and `seed` alone: same remaining config,
+same recorded steps, same classes, counts and labels. Every run is read once and reduced at once,
+so that time and memory grow linearly with the number of runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import xarray as xr
+
+from frequency_bins import (
+    FrequencyBins,
+    Run,
+    average_loss,
+    bin_summary,
+    carry_forward,
+    learning_speed,
+    perplexity,
+    read_study,
+    seed_band,
+    token_balanced_accuracy,
+    token_balanced_loss,
+)
+from ufm import fit_critical_count
+
+SWEPT = ("weight_decay", "seed")
+CHECKPOINTS = 12
+BIN_BASE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunNote:
+    """One line about a run that gives no numbers: its status, what it is, where and why."""
+
+    status: str
+    what: str
+    path: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """Everything that the studies hold: groups of comparable runs, and what is not in them.
+
+    `groups`: datasets as `group_dataset` makes them, in the order of their names. `manifests`:
+    of every run that is in a group, by run id. `unfinished`: new, running, failed or diverged
+    runs, and those that the grid of weight decays and seeds lacks. `problems`: unreadable files.
+    """
+
+    studies: tuple[str, ...]
+    groups: tuple[xr.Dataset, ...]
+    manifests: Mapping[str, Mapping[str, Any]]
+    unfinished: tuple[RunNote, ...]
+    problems: tuple[RunNote, ...]
+
+
+def collect(folders: Sequence[Path]) -> Collection:
+    """Read studies and group their runs.
+
+    Raises ValueError for a folder that does not exist or holds no run; whatever is wrong inside a
+    study is reported in the result instead.
+    """
+    reduced: dict[tuple[str, str], list[xr.Dataset]] = {}
+    manifests: dict[str, dict[str, Any]] = {}
+    unfinished: list[RunNote] = []
+    problems: list[RunNote] = []
+    grids: dict[str, set[tuple[float, int]]] = {}
+    for folder in folders:
+        study = read_study(folder)
+        if not (study.runs or study.unfinished or study.problems):
+            raise ValueError(f"{folder} is not a study: it holds no runs; expected runs/<study>")
+        problems += [_problem(folder, path, reason) for path, reason in study.problems]
+        for run in (*study.runs, *study.unfinished):
+            try:
+                manifest = run.manifest
+                cell, settings = _cell(manifest["config"]), _settings(manifest["config"])
+                if run.id in manifests:
+                    raise ValueError(f"a second run {run.id}; the first one found is used")
+                if manifest["status"] == "finished":
+                    dataset, digest = reduce_run(run, manifest)
+                    reduced.setdefault((settings, digest), []).append(dataset)
+                    manifests[run.id] = manifest
+                else:
+                    unfinished.append(_unfinished(folder, run, manifest))
+            except (ValueError, OSError) as error:
+                problems.append(_problem(folder, run.folder, str(error)))
+                continue
+            grids.setdefault(settings, set()).add(cell)
+    return Collection(
+        studies=tuple(folder.resolve().name for folder in folders),
+        groups=_named([_group(settings, runs) for (settings, _), runs in reduced.items()]),
+        manifests=manifests,
+        unfinished=(*unfinished, *_missing(grids)),
+        problems=tuple(problems),
+    )
+
+
+def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
+    """What the report needs of one run, and a digest of what comparable runs must share."""
+    record = run.classes()
+    steps, counts = record["step"].values, record["class_count"].values
+    final_count, loss, accuracy = (
+        record[f"final_{name}"].values for name in ("count", "loss", "accuracy")
+    )
+    if not final_count.any() or not counts.any():
+        raise ValueError(f"{run.folder}: no class has a final loss")
+    trajectory = carry_forward(record["loss"].values)[0]
+    speed = learning_speed(steps, trajectory) if len(steps) > 1 else np.full_like(loss, math.nan)
+    picked = _checkpoints(len(steps))
+    bins = FrequencyBins.powers(counts, base=BIN_BASE)
+    data = xr.Dataset(
+        {
+            "loss": ("class", loss),
+            "accuracy": ("class", accuracy),
+            "learning_speed": ("class", speed),
+            "trajectory": (("checkpoint", "class"), trajectory[picked].astype(np.float32)),
+            **_scalars(manifest["config"], counts, final_count, loss, accuracy),
+            **_bin_variables(bins, loss, accuracy, speed),
+        },
+        coords={
+            "class_count": ("class", counts),
+            "label": record["label"].variable,
+            "step": ("checkpoint", steps[picked]),
+            **_bin_coordinates(bins),
+        },
+        attrs={"run": run.id, "cell": _cell(manifest["config"])},
+    )
+    digest = hashlib.sha256(
+        repr(record["label"].values.tolist()).encode("ascii", "backslashreplace")
+    )
+    for part in (steps, counts):
+        digest.update(part.tobytes())
+    digest.update(str(manifest.get("data_hash")).encode())
+    return data, digest.hexdigest()
+
+
+def over_seeds(group: xr.Dataset, name: str) -> xr.Dataset:
+    """Mean, std (ddof = 1) and 95 % half width over the seeds of a variable, by weight decay.
+
+    Dims: weight_decay and whatever `name` has beside run. `n` is the number of runs behind each
+    weight decay; with one run std and half_width are NaN.
+    """
+    values = group[name]
+    decays = np.unique(group["weight_decay"].values)
+    bands, numbers = [], []
+    for decay in decays:
+        chosen = values.values[group["weight_decay"].values == decay]
+        band = seed_band(chosen)
+        bands.append((band.mean, band.std, band.half_width))
+        numbers.append(len(chosen))
+    dims = ("weight_decay", *(dim for dim in values.dims if dim != "run"))
+    parts = [np.stack(part) for part in zip(*bands, strict=True)]
+    return xr.Dataset(
+        {
+            **dict(zip(("mean", "std", "half_width"), ((dims, p) for p in parts), strict=True)),
+            "n": ("weight_decay", numbers),
+        },
+        coords={"weight_decay": decays},
+    )
+
+
+def end_bins(group: xr.Dataset) -> tuple[int, int]:
+    """Positions of the rarest and of the most frequent bin that hold classes."""
+    held = np.flatnonzero(group["bin_size"].values > 0)
+    return int(held[0]), int(held[-1])
+
+
+def weight_decays(groups: Iterable[xr.Dataset]) -> list[float]:
+    """Every weight decay of the groups, ascending."""
+    return sorted({float(decay) for group in groups for decay in group["weight_decay"].values})
+
+
+def display_text(text: str) -> str:
+    """Text from data with unprintable characters (and lone surrogates) written out."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def display_label(label: str) -> str:
+    """A class label as people can read it; a space, which is part of many tokens, shows as ␣."""
+    return display_text(label).replace(" ", "␣") or "(empty)"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def describe(group: xr.Dataset, *, seeds_too: bool = True) -> str:
+    """What a group was run on, for captions: "imdb, 600 steps, V = 32,005, seed 0 (n = 1 ...)"."""
+    config = group.attrs["config"]
+    parts = [str(config.get("corpus", "an unnamed corpus"))]
+    if seeds_too and "steps" in config:
+        parts.append(f"{config['steps']:,} steps")
+    parts.append(f"V = {group.sizes['class']:,}")
+    if seeds_too:
+        seeds = sorted(set(group["seed"].values.tolist()))
+        _, numbers = np.unique(group["weight_decay"].values, return_counts=True)
+        shown = (
+            f"{numbers.min()}"
+            if numbers.min() == numbers.max()
+            else (f"{numbers.min()} to {numbers.max()}")
+        )
+        word = "seed" if len(seeds) == 1 else "seeds"
+        parts.append(f"{word} {', '.join(map(str, seeds))} (n = {shown} per weight decay)")
+    return ", ".join(parts)
+
+
+def count_range(low: int, high: int) -> str:
+    """The counts low <= n < high as people write them: "1–2", "3–8", "5"."""
+    return f"{low:,}" if high - low == 1 else f"{low:,}–{high - 1:,}"
+
+
+def _scalars(
+    config: Mapping[str, Any],
+    counts: np.ndarray,
+    final_count: np.ndarray,
+    loss: np.ndarray,
+    accuracy: np.ndarray,
+) -> dict[str, float]:
+    balanced = float(token_balanced_loss(final_count, loss))
+    occurs = np.isfinite(loss) & (counts > 0)
+    scalars = {
+        "average_loss": float(average_loss(final_count, loss)),
+        "token_balanced_loss": balanced,
+        "token_balanced_perplexity": float(perplexity(balanced)),
+        "token_balanced_accuracy": float(token_balanced_accuracy(final_count, accuracy)),
+        "neglected": float(np.count_nonzero(loss[occurs] >= math.log(len(counts)))),
+        "critical_count": math.nan,
+        "r_squared": math.nan,
+        "predicted_neglected": math.nan,
+    }
+    if not config.get("loss_weight_exponent"):  # the law below is that of the unweighted loss
+        fit = fit_critical_count(counts[occurs], loss[occurs], vocab_size=len(counts))
+        scalars["critical_count"] = float(fit.critical_count)
+        scalars["r_squared"] = float(fit.r_squared)
+        scalars["predicted_neglected"] = float(
+            np.count_nonzero(counts[occurs] <= fit.critical_count)
+        )
+    return scalars
+
+
+def _bin_variables(
+    bins: FrequencyBins, loss: np.ndarray, accuracy: np.ndarray, speed: np.ndarray
+) -> dict[str, Any]:
+    variables: dict[str, Any] = {}
+    for name, values in (("loss", loss), ("accuracy", accuracy), ("learning_speed", speed)):
+        summary = bin_summary(bins, values)
+        variables[f"bin_{name}"] = ("bin", summary.mean)
+        variables[f"bin_{name}_std"] = ("bin", summary.std)
+    index = bins.index.numpy()
+    ends = [loss[index == place] for place in (index[index >= 0].min(), index.max())]
+    ends = [end[np.isfinite(end)] for end in ends]
+    variables["fairness_gap"] = float(ends[0].mean() - ends[1].mean())
+    variables["fairness_gap_half_width"] = _welch_half_width(*ends)
+    return variables
+
+
+def _welch_half_width(first: np.ndarray, second: np.ndarray) -> float:
+    """95 % half width of the difference of two means over classes; NaN for a single class."""
+    if min(len(first), len(second)) < 2:
+        return math.nan
+    parts = [float(values.var(ddof=1)) / len(values) for values in (first, second)]
+    if sum(parts) == 0:
+        return 0.0
+    degrees = sum(parts) ** 2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
+    )
+    return float(scipy.stats.t.ppf(0.975, degrees)) * math.sqrt(sum(parts))
+
+
+def _bin_coordinates(bins: FrequencyBins) -> dict[str, Any]:
+    return {
+        "bin_low": ("bin", np.array(bins.edges[:-1])),
+        "bin_high": ("bin", np.array(bins.edges[1:])),
+        "bin_size": ("bin", bins.sizes.numpy()),
+        "bin_share": ("bin", bins.token_share.numpy()),
+    }
+
+
+def _checkpoints(number: int) -> np.ndarray:
+    """Positions of the recorded steps that the page keeps: the first, the last, evenly between."""
+    return np.unique(np.linspace(0, number - 1, CHECKPOINTS).round().astype(int))
+
+
+def _group(settings: str, runs: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Comparable runs along `run`, by weight decay and seed.
+
+    Dims run, class, bin, checkpoint. Per class: loss, accuracy (final), learning_speed,
+    trajectory (checkpoint, class). Per bin: bin_loss, bin_accuracy, bin_learning_speed, each with
+    _std over the classes. Per run: average_loss, token_balanced_loss, token_balanced_perplexity,
+    token_balanced_accuracy, fairness_gap and its half width, critical_count, r_squared,
+    neglected, predicted_neglected. Losses in nats.
+    """
+    runs = sorted(runs, key=lambda run: run.attrs["cell"])
+    cells = [run.attrs["cell"] for run in runs]
+    variables = {
+        name: (("run", *runs[0][name].dims), np.stack([run[name].values for run in runs]))
+        for name in runs[0].data_vars
+    }
+    return xr.Dataset(
+        variables,
+        coords={
+            **runs[0].coords,
+            "run": ("run", [run.attrs["run"] for run in runs]),
+            "weight_decay": ("run", [decay for decay, _ in cells]),
+            "seed": ("run", [seed for _, seed in cells]),
+        },
+        attrs={
+            "config": json.loads(settings),
+            "never_occurring": int((runs[0]["class_count"].values == 0).sum()),
+        },
+    )
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    shared = {name: value for name, value in config.items() if name not in SWEPT}
+    return json.dumps(shared, sort_keys=True)
+
+
+def _named(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
+    """Groups in order of names that tell them apart: the model, then whatever field differs."""
+    configs = [group.attrs["config"] for group in groups]
+    names = [str(config.get("model", "model")) for config in configs]
+    fields = sorted({name for config in configs for name in config} - {"model"})
+    for field in fields:
+        if len(set(names)) == len(names):
+            break
+        shown = [str(config.get(field)) for config in configs]
+        told = {(name, value) for name, value in zip(names, shown, strict=True)}
+        if len(told) > len(set(names)):
+            names = [f"{name}, {field} {value}" for name, value in zip(names, shown, strict=True)]
+    for place, name in enumerate(names):
+        if names.count(name) > 1:  # same settings, other data
+            names[place] = f"{name} (data {place + 1})"
+    for group, name in zip(groups, names, strict=True):
+        group.attrs["name"] = name
+    return tuple(sorted(groups, key=lambda group: group.attrs["name"]))
+
+
+def _cell(config: Mapping[str, Any]) -> tuple[float, int]:
+    try:
+        return float(config["weight_decay"]), int(config["seed"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("its config has no weight_decay and seed") from None
+
+
+def _missing(grids: Mapping[str, set[tuple[float, int]]]) -> list[RunNote]:
+    """The cells that a full grid of each setting's weight decays and seeds would have."""
+    notes = []
+    for settings, cells in grids.items():
+        config = json.loads(settings)
+        grid = itertools.product(*(sorted(set(axis)) for axis in zip(*cells, strict=True)))
+        notes += [
+            RunNote(status="missing", what=_what(config | {"weight_decay": decay, "seed": seed}))
+            for decay, seed in grid
+            if (decay, seed) not in cells
+        ]
+    return notes
+
+
+def _unfinished(folder: Path, run: Run, manifest: Mapping[str, Any]) -> RunNote:
+    return RunNote(
+        status=manifest["status"],
+        what=_what(manifest["config"]),
+        path=f"{folder.name}/{run.id}",
+        reason=str(manifest.get("error") or ""),
+    )
+
+
+def _problem(folder: Path, path: Path, reason: str) -> RunNote:
+    reason = reason.replace(f"{folder}/", "")
+    return RunNote(status="unreadable", what="", path=f"{folder.name}/{path.name}", reason=reason)
+
+
+def _what(config: Mapping[str, Any]) -> str:
+    decay, seed = _cell(config)
+    return f"{config.get('model', 'model')}, weight decay {decay:g}, seed {seed}"

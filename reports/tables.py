@@ -1,0 +1,172 @@
+"""The paper's Table 1 and the tables beyond it, as data frames of numbers, one row a cell.
+
+Means and standard deviations are over seeds (std with ddof = 1, NaN for a single seed), losses in
+nats. The column `runs` names the group of comparable runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from reports.groups import count_range, over_seeds
+from ufm import CriticalCountFit
+
+METRICS = {
+    "average_loss": "Training loss",
+    "token_balanced_loss": "Per-token loss",
+    "token_balanced_perplexity": "Per-token PPL",
+    "token_balanced_accuracy": "Per-token accuracy (%)",
+}
+REPAIRS = {"loss_weight_exponent": 0, "decay": "all"}
+
+
+def table_1(*groups: xr.Dataset) -> pd.DataFrame:
+    """Table 1: training loss, per-token loss, perplexity and accuracy by weight decay."""
+    frames = []
+    for group in groups:
+        for name, metric in METRICS.items():
+            percent = 100.0 if name == "token_balanced_accuracy" else 1.0
+            band = over_seeds(group, name)
+            frame = _frame(group, band).assign(metric=metric)
+            frame[["mean", "std", "half_width"]] *= percent
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def loss_by_bin(*groups: xr.Dataset) -> pd.DataFrame:
+    """Mean loss of the tokens of each frequency bin by weight decay (Figures 6a and 7a)."""
+    frames = []
+    for group in groups:
+        band = over_seeds(group, "bin_loss")
+        for place, size in enumerate(group["bin_size"].values):
+            low, high = (int(group[name].values[place]) for name in ("bin_low", "bin_high"))
+            frame = _frame(group, band.isel(bin=place)).assign(
+                count=count_range(low, high),
+                tokens=int(size),
+                share_of_text=float(group["bin_share"].values[place]),
+            )
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def fairness_gap(*groups: xr.Dataset) -> pd.DataFrame:
+    """Loss of the rarest bin minus that of the most frequent one, by weight decay."""
+    return pd.concat(
+        [_frame(group, over_seeds(group, "fairness_gap")) for group in groups], ignore_index=True
+    )
+
+
+def theory(*groups: xr.Dataset) -> pd.DataFrame:
+    """Fitted n_c, R^2, and the classes it says are neglected beside those at or above log V."""
+    names = ("critical_count", "r_squared", "predicted_neglected", "neglected")
+    frames = []
+    for group in groups:
+        means = {name: over_seeds(group, name)["mean"].values for name in names}
+        n = over_seeds(group, names[0])
+        frame = _frame(group, n)[["runs", "weight_decay", "n", "std"]]
+        frames.append(frame.rename(columns={"std": "critical_count_std"}).assign(**means))
+    return pd.concat(frames, ignore_index=True)
+
+
+def runs(*groups: xr.Dataset) -> pd.DataFrame:
+    """One row a run: its metrics, fairness gap with a 95 % interval over classes, n_c and R^2."""
+    names = [str(name) for name in groups[0].data_vars if groups[0][name].dims == ("run",)]
+    frames = [
+        pd.DataFrame(
+            {"runs": group.attrs["name"]}
+            | {name: group[name].values for name in ("run", "weight_decay", "seed", *names)}
+        )
+        for group in groups
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def repair(*groups: xr.Dataset) -> pd.DataFrame:
+    """What loss weights and spared parameters change, for groups that differ in nothing else.
+
+    Average and token-balanced loss and the fairness gap by loss-weight exponent g (weights
+    n_k^-g), decay group and weight decay, with the corrected theory's prediction: the n_c fitted
+    without weights at the same weight decay, put into THEORY section 5's r_k. Empty where the
+    study varies neither.
+    """
+    rows: list[dict[str, Any]] = []
+    for family in _families(groups):
+        for group in family:
+            repairs = _repairs(group)
+            bands = {
+                name: over_seeds(group, name)
+                for name in ("average_loss", "token_balanced_loss", "fairness_gap")
+            }
+            for place, decay in enumerate(bands["average_loss"]["weight_decay"].values):
+                baseline = _unweighted_critical_count(family, repairs["decay"], float(decay))
+                exponent = float(repairs["loss_weight_exponent"])
+                predicted = _predicted(group["class_count"].values, baseline, exponent)
+                rows.append(
+                    {"runs": group.attrs["name"], **repairs, "weight_decay": float(decay)}
+                    | {"n": int(bands["average_loss"]["n"].values[place])}
+                    | {name: float(band["mean"].values[place]) for name, band in bands.items()}
+                    | dict(zip(("predicted_average", "predicted_balanced"), predicted, strict=True))
+                )
+    return pd.DataFrame(rows)
+
+
+def _frame(group: xr.Dataset, band: xr.Dataset) -> pd.DataFrame:
+    names = ("weight_decay", "n", "mean", "std", "half_width")
+    return pd.DataFrame({"runs": group.attrs["name"]} | {name: band[name].values for name in names})
+
+
+def _repairs(group: xr.Dataset) -> dict[str, Any]:
+    config = group.attrs["config"]
+    return {name: config.get(name) or default for name, default in REPAIRS.items()}
+
+
+def _families(groups: Iterable[xr.Dataset]) -> list[list[xr.Dataset]]:
+    families: dict[str, list[xr.Dataset]] = {}
+    for group in groups:
+        config = group.attrs["config"]
+        rest = {name: value for name, value in config.items() if name not in REPAIRS}
+        families.setdefault(json.dumps(rest, sort_keys=True), []).append(group)
+    return [
+        sorted(family, key=lambda group: [str(value) for value in _repairs(group).values()])
+        for family in families.values()
+        if len(family) > 1
+    ]
+
+
+def _unweighted_critical_count(
+    family: Sequence[xr.Dataset], decay_group: str, weight_decay: float
+) -> float:
+    for group in family:
+        if _repairs(group) == {"loss_weight_exponent": 0, "decay": decay_group}:
+            chosen = group["weight_decay"].values == weight_decay
+            if chosen.any():
+                return float(group["critical_count"].values[chosen].mean())
+    return math.nan
+
+
+def _predicted(counts: np.ndarray, critical_count: float, exponent: float) -> tuple[float, float]:
+    """Average and token-balanced loss under weights a_k ~ n_k^-exponent, sum a_k n_k = N.
+
+    r_k = a_k sqrt(n_k) / (N c): the unweighted law at the counts a_k^2 n_k.
+    """
+    if not math.isfinite(critical_count):
+        return math.nan, math.nan
+    n = counts[counts > 0].astype(np.float64)
+    weights = n**-exponent
+    weights *= n.sum() / (weights * n).sum()
+    fit = CriticalCountFit(
+        critical_count=critical_count,
+        r_squared=math.nan,
+        residuals=torch.empty(0, dtype=torch.float64),
+        vocab_size=len(counts),
+    )
+    loss = fit.loss(weights**2 * n).numpy()
+    return float((n * loss).sum() / n.sum()), float(loss.mean())

@@ -1,0 +1,73 @@
+"""python -m reports build: where the page goes and what the exit code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from frequency_bins import read_study
+from reports.__main__ import main
+from reports.tests.studies import make_run
+
+pytestmark = pytest.mark.usefixtures("one_figure")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    make_run(tmp_path / "small", weight_decay=0.0, seed=0, vocab_size=60)
+    make_run(tmp_path / "small", weight_decay=1.0, seed=0, vocab_size=60)
+    return tmp_path / "small"
+
+
+def test_build_writes_the_page_beside_the_runs(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(small)]) == 0
+    assert capsys.readouterr().out == f"{small / 'report.html'}\n"
+    assert (small / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert len(read_study(small).runs) == 2
+    assert not list(small.glob(".*"))
+
+
+def test_a_damaged_store_is_named_and_exits_1(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = read_study(small).runs[0].folder / "classes.nc"
+    damaged.write_bytes(b"not a record")
+    out = tmp_path / "page.html"
+    assert main(["build", str(small), "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert damaged.parent.name in said.err
+    assert damaged.parent.name in out.read_text(encoding="utf-8")
+    assert damaged.read_bytes() == b"not a record"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["build", "absent"], "absent is not a study"),
+        (["build", "."], "is not a study"),
+        (["build"], "no study is named"),
+        (["build", "small", "small"], "--out"),
+        (["build", "small", "--out", "."], "--out is ."),
+        (["build", "small", "--out", "absent/page.html"], "absent/page.html"),
+        (["build", "small", "--colour", "red"], "--colour"),
+    ],
+)
+def test_bad_input_is_one_line_and_exits_2(
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(small.parent)
+    before = sorted(small.parent.rglob("*"))
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert expected in said.err
+    assert not said.out
+    assert sorted(small.parent.rglob("*")) == before

@@ -1,0 +1,131 @@
+"""Figures draw the data they are given, whatever of it there is."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reports import figures
+from reports.groups import Collection, collect
+from reports.page import CORPUS_FIGURES, FIGURES, _theme, inline_svg
+from reports.style import COMMON, DARK, RARE, ReportFigure, dark_decay_colours, decay_colours
+from reports.tests.studies import make_run
+
+EVERY = (*FIGURES, *CORPUS_FIGURES)
+
+
+@pytest.mark.parametrize("draw", EVERY, ids=lambda draw: draw.__name__)
+def test_every_figure_says_what_was_run(
+    draw: Callable[..., ReportFigure], collection: Collection
+) -> None:
+    figure = draw(*collection.groups)
+    figure.savefig(io.BytesIO(), format="pdf")
+    assert figure.name
+    assert figure.title
+    assert figure.alt
+    assert "python-docs" in figure.caption
+    assert "V = 300" in figure.caption
+    if draw not in CORPUS_FIGURES:
+        assert "openelm-tiny and qwen2-tiny on" in figure.caption
+        assert "2,000 steps" in figure.caption
+        assert "seeds 0, 1 (n = 2 per weight decay)" in figure.caption
+
+
+@pytest.mark.parametrize("draw", EVERY, ids=lambda draw: draw.__name__)
+def test_a_single_run_is_drawn(draw: Callable[..., ReportFigure], tmp_path: Path) -> None:
+    make_run(tmp_path, weight_decay=0.5, seed=3, steps=1, corpus="$a_b$ <i>")
+    (group,) = collect([tmp_path]).groups
+    figure = draw(group, narrow=True)
+    figure.savefig(io.BytesIO(), format="svg")
+    assert "$a_b$" in figure.caption
+
+
+def test_figure_4_draws_both_losses(collection: Collection) -> None:
+    group = collection.groups[0]
+    balanced, average = figures.figure_4(group).axes[0].lines
+    assert (balanced.get_color(), average.get_color()) == (RARE, COMMON)
+    for line, name in ((balanced, "token_balanced_loss"), (average, "average_loss")):
+        means = group[name].groupby("weight_decay").mean()
+        np.testing.assert_allclose(line.get_xdata(), means["weight_decay"].values)
+        np.testing.assert_allclose(line.get_ydata(), means.values)
+
+
+def test_figure_1_draws_the_end_bins(collection: Collection) -> None:
+    group = collection.groups[0]
+    rare, common = figures.figure_1(group).axes[0].lines
+    held = np.flatnonzero(group["bin_size"].values)
+    for line, place in ((rare, held[0]), (common, held[-1])):
+        means = group["bin_loss"][:, place].groupby("weight_decay").mean()
+        np.testing.assert_allclose(line.get_ydata(), means.values)
+
+
+def test_figure_7a_has_one_line_a_weight_decay(collection: Collection) -> None:
+    axis = figures.figure_7a(collection.groups[0]).axes[0]
+    assert axis.get_xscale() == "log"
+    assert axis.get_yscale() == "symlog"
+    assert len(axis.lines) == 3
+    colours = decay_colours([0.0, 0.3, 1.0])
+    assert [line.get_color() for line in axis.lines] == list(colours.values())
+
+
+def test_figure_8_bars_are_the_bin_sizes(collection: Collection) -> None:
+    group = collection.groups[0]
+    bars = figures.figure_8(group).axes[0].patches
+    assert [bar.get_height() for bar in bars] == group["bin_size"].values.tolist()
+    assert [bar.get_x() for bar in bars] == group["bin_low"].values.tolist()
+
+
+def test_figure_3a_ends_at_the_whole_text(collection: Collection) -> None:
+    line = figures.figure_3a(collection.groups[0]).axes[0].lines[0]
+    assert line.get_xdata()[-1] == pytest.approx(100)
+    assert line.get_ydata()[-1] == pytest.approx(100)
+
+
+def test_colours_change_with_the_theme_and_ids_are_apart(collection: Collection) -> None:
+    decays = [0.0, 0.3, 1.0]
+    svg = inline_svg(figures.figure_7a(*collection.groups), "one", decays)
+    assert "var(--wd0)" in svg
+    assert "var(--wd2)" in svg
+    for colour in _theme(decays):
+        assert f": {colour}" not in svg
+    assert 'id="one-' in svg
+    assert "url(#one-" in svg
+    assert "http://" not in svg.replace("http://www.w3.org/", "")
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one: str, other: str) -> float:
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast() -> None:
+    """WCAG: 4.5 for text, 3 for the strong end of the ramp's lines; every decay told apart."""
+    text = [colour for colour in DARK if colour != "#dfe3e8"]
+    assert all(_contrast(colour, "#ffffff") >= 4.5 for colour in text)
+    assert all(_contrast(DARK[colour], "#14171a") >= 4.5 for colour in text)
+    decays = [0.0, 0.1, 0.3, 0.5, 1.0]
+    for ramp, paper, least in (
+        (decay_colours(decays), "#ffffff", 2.3),
+        (dark_decay_colours(decays), "#14171a", 3.0),
+    ):
+        contrasts = [_contrast(colour, paper) for colour in ramp.values()]
+        assert contrasts == sorted(contrasts)
+        assert contrasts[0] >= least
+
+
+def test_no_global_state_is_used() -> None:
+    """pyplot is never imported, so a figure lives and dies with its last reference."""
+    code = "import sys, reports.page; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

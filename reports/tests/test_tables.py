@@ -1,0 +1,130 @@
+"""Tables against an independent computation from the store."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frequency_bins import read_study
+from reports import tables
+from reports.groups import Collection, collect
+from reports.page import table_views
+from reports.tests.studies import make_run, make_study
+
+
+def _final(study: Path, model: str, weight_decay: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(final_count, final_loss) of the finished runs, by seed."""
+    runs = list(read_study(study).runs)
+    chosen = [
+        run
+        for run in runs
+        if run.config["model"] == model and run.config["weight_decay"] == weight_decay
+    ]
+    records = [run.classes() for run in chosen]
+    return [(record["final_count"].values, record["final_loss"].values) for record in records]
+
+
+def test_table_1_to_the_printed_digit(study: Path, collection: Collection) -> None:
+    view = next(view for view in table_views(collection.groups) if view.key == "table-1")
+    assert list(view.head) == ["", "λ = 0", "λ = 0.3", "λ = 1"]
+    for heading, rows in view.bodies:
+        model = heading.split()[0]
+        assert heading.endswith("(n = 2)")
+        for column, decay in enumerate((0.0, 0.3, 1.0), start=1):
+            finals = _final(study, model, decay)
+            average = [float(np.nansum(n * loss) / n.sum()) for n, loss in finals]
+            balanced = [float(np.nanmean(loss)) for _, loss in finals]
+            perplexity = [math.exp(value) for value in balanced]
+            for row, values in zip(rows, (average, balanced, perplexity), strict=False):
+                mean, std = statistics.mean(values), statistics.stdev(values)
+                assert row[column] == f"{mean:.3f} ± {std:.3f}"
+
+
+def test_loss_by_bin_covers_every_class_and_token(study: Path, collection: Collection) -> None:
+    frame = tables.loss_by_bin(*collection.groups)
+    for name, part in frame.groupby("runs"):
+        one = part[part["weight_decay"] == 0.0]
+        count, _ = _final(study, str(name), 0.0)[0]
+        assert one["tokens"].sum() == (count > 0).sum()
+        assert one["share_of_text"].sum() == pytest.approx(1.0)
+        whole = sum(float(np.nanmean(loss)) for _, loss in _final(study, str(name), 0.0)) / 2
+        weighted = (one["tokens"] * one["mean"]).sum() / one["tokens"].sum()
+        assert weighted == pytest.approx(whole)
+
+
+def test_theory_table_counts(study: Path, collection: Collection) -> None:
+    frame = tables.theory(*collection.groups)
+    assert len(frame) == 6
+    for row in frame.itertuples():
+        finals = _final(study, str(row.runs), float(row.weight_decay))
+        vocab_size = len(finals[0][0])
+        measured = [int((loss >= math.log(vocab_size)).sum()) for _, loss in finals]
+        assert row.neglected == pytest.approx(statistics.mean(measured))
+
+
+def test_a_gap_interval_is_welch(study: Path, collection: Collection) -> None:
+    from scipy import stats
+
+    frame = tables.runs(*collection.groups).set_index("run")
+    run = read_study(study).runs[0]
+    record = run.classes()
+    counts, loss = record["class_count"].values, record["final_loss"].values
+    top = 3 ** int(math.log(counts.max(), 3))
+    rare, common = loss[(counts >= 1) & (counts < 3)], loss[counts >= top]
+    assert len(common) > 1
+    interval = stats.ttest_ind(rare, common, equal_var=False).confidence_interval(0.95)
+    half = (interval.high - interval.low) / 2
+    assert frame.loc[run.id, "fairness_gap_half_width"] == pytest.approx(half, rel=1e-9)
+
+
+def test_no_repair_table_without_repair(collection: Collection) -> None:
+    assert tables.repair(*collection.groups).empty
+
+
+def test_repair_predictions(tmp_path: Path) -> None:
+    """With weights n^-1/2 the theory says that every loss is the same number."""
+    for exponent in (0, 0.25, 0.5):
+        make_run(
+            tmp_path, weight_decay=1.0, seed=0, critical_count=3.0, loss_weight_exponent=exponent
+        )
+    groups = collect([tmp_path]).groups
+    assert len(groups) == 3
+    frame = tables.repair(*groups).set_index("loss_weight_exponent")
+    fitted = float(
+        next(g for g in groups if g.attrs["config"]["loss_weight_exponent"] == 0)["critical_count"][
+            0
+        ]
+    )
+    n = groups[0]["class_count"].values.astype(float)
+    vocab_size, n = len(n), n[n > 0]
+    # 1/r_k = (1 - 1/V) sqrt(n_c) sum(sqrt n) / N, the same for all: THEORY section 5
+    chance = (1 - 1 / vocab_size) * math.sqrt(fitted) * np.sqrt(n).sum() / n.sum()
+    assert frame.loc[0.5, "predicted_balanced"] == pytest.approx(-math.log1p(-chance))
+    assert frame.loc[0.5, "predicted_average"] == pytest.approx(-math.log1p(-chance))
+    root = (1 - 1 / vocab_size) * np.minimum(1, np.sqrt(fitted / n))
+    assert frame.loc[0, "predicted_balanced"] == pytest.approx(float(-np.log1p(-root).mean()))
+    assert frame.loc[0.25, "predicted_balanced"] < frame.loc[0, "predicted_balanced"]
+    assert frame.loc[0.25, "predicted_average"] < frame.loc[0, "predicted_average"]
+
+
+def test_repair_without_a_baseline_predicts_nothing(tmp_path: Path) -> None:
+    for exponent in (0.25, 0.5):
+        make_run(tmp_path, weight_decay=1.0, seed=0, loss_weight_exponent=exponent)
+    groups = collect([tmp_path]).groups
+    assert tables.repair(*groups)["predicted_average"].isna().all()
+    assert np.isnan(groups[0]["critical_count"].values).all()
+    assert "table-repair" in [view.key for view in table_views(groups)]
+
+
+def test_uneven_seeds_are_said(tmp_path: Path) -> None:
+    make_study(tmp_path, weight_decays=(0.0, 1.0), seeds=(0,))
+    make_run(tmp_path, weight_decay=0.0, seed=1)
+    view = next(v for v in table_views(collect([tmp_path]).groups) if v.key == "table-1")
+    ((heading, rows),) = view.bodies
+    assert heading.endswith("(n = 1–2)")
+    assert "±" in rows[0][1]
+    assert "±" not in rows[0][2]
