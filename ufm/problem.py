@@ -67,7 +67,11 @@ class UFMProblem:
     ) -> None:
         counts = _whole_counts(class_counts)
         shape = counts.shape
-        weights = None if loss_weights is None else _positive("loss_weights", loss_weights, shape)
+        weights = (
+            None
+            if loss_weights is None
+            else _positive("loss_weights", loss_weights, shape, counts.device)
+        )
         if weights is not None:
             weights = weights.expand(shape)
             total = (weights * counts).sum(-1, keepdim=True)
@@ -82,8 +86,8 @@ class UFMProblem:
             raise ValueError(f"width is {width}; expected a whole number >= 1")
         fields = {
             "class_counts": counts,
-            "lambda_W": _scalar_or_tensor("lambda_W", lambda_W, shape),
-            "lambda_H": _scalar_or_tensor("lambda_H", lambda_H, shape),
+            "lambda_W": _scalar_or_tensor("lambda_W", lambda_W, shape, counts.device),
+            "lambda_H": _scalar_or_tensor("lambda_H", lambda_H, shape, counts.device),
             "loss_weights": weights,
             "label_smoothing": float(label_smoothing),
             "loss": loss,
@@ -152,6 +156,35 @@ class UFMProblem:
         decay = self.row_decay.amin(-1, keepdim=True).sqrt() * self.feature_decay.sqrt()
         return self.mass / (decay * self.counts.sqrt())
 
+    def replace(self, **changes: Any) -> UFMProblem:
+        """A problem with these fields in place of its own."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return UFMProblem(**(fields | changes))
+
+    def to(self, device: str | torch.device) -> UFMProblem:
+        """The same problem on another device."""
+        return self.replace(class_counts=self.class_counts.to(device))
+
+    def flattened(self) -> UFMProblem:
+        """The same problems in exactly one batch dimension."""
+        classes, weights = self.num_classes, self.loss_weights
+        return self.replace(
+            class_counts=self.class_counts.reshape(-1, classes),
+            lambda_W=self.row_decay.reshape(-1, classes),
+            lambda_H=self.feature_decay.reshape(-1, classes),
+            loss_weights=None if weights is None else weights.reshape(-1, classes),
+        )
+
+    def take(self, index: Tensor) -> UFMProblem:
+        """The problems at `index` of a `flattened` batch."""
+        weights = self.loss_weights
+        return self.replace(
+            class_counts=self.class_counts[index],
+            lambda_W=self.row_decay[index],
+            lambda_H=self.feature_decay[index],
+            loss_weights=None if weights is None else weights[index],
+        )
+
     @property
     def is_rowwise(self) -> bool:
         """Whether lambda_W differs between the rows of W."""
@@ -196,11 +229,13 @@ def _whole_counts(class_counts: Numbers) -> Int[Tensor, "*batch V"]:
     return counts.to(torch.int64)
 
 
-def _positive(name: str, value: Numbers, shape: torch.Size) -> Float[Tensor, ...]:
+def _positive(
+    name: str, value: Numbers, shape: torch.Size, device: torch.device
+) -> Float[Tensor, ...]:
     given = as_tensor(name, value)
     if given.is_complex():
         raise ValueError(f"{name} has dtype {given.dtype}; expected real numbers")
-    values = given.to(torch.float64)
+    values = given.to(device, torch.float64)
     bad = ~((values > 0) & torch.isfinite(values))
     if bool(bad.any()):
         raise ValueError(f"{name} is {values[bad][0].item()}; expected a finite number > 0")
@@ -215,8 +250,10 @@ def _positive(name: str, value: Numbers, shape: torch.Size) -> Float[Tensor, ...
     return values
 
 
-def _scalar_or_tensor(name: str, value: Numbers, shape: torch.Size) -> float | Tensor:
-    values = _positive(name, value, shape)
+def _scalar_or_tensor(
+    name: str, value: Numbers, shape: torch.Size, device: torch.device
+) -> float | Tensor:
+    values = _positive(name, value, shape, device)
     return float(values) if values.ndim == 0 else values
 
 
