@@ -71,11 +71,14 @@ def build(options: Build) -> int:
 
 def demo(options: Demo) -> int:
     """Run the demo sweep and build its page."""
-    from llm_experiments import recipes
+    # Here, so that `build` needs neither transformers nor its seconds of import.
+    from llm_experiments.recipes import demo as demo_recipe
+    from llm_experiments.recipes import study_folder
     from llm_experiments.sweep import sweep
 
-    study_folder = sweep(recipes.demo())
-    return build(Build(studies=(study_folder,), out=options.out))
+    config = demo_recipe()
+    sweep(config)
+    return build(Build(studies=(study_folder(config),), out=options.out))
 
 
 if __name__ == "__main__":

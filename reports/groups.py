@@ -11,13 +11,17 @@ import hashlib
 import itertools
 import json
 import math
+import multiprocessing
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.stats
+import torch
 import xarray as xr
 
 from frequency_bins import (
@@ -38,6 +42,7 @@ from ufm import fit_critical_count
 SWEPT = ("weight_decay", "seed")
 CHECKPOINTS = 12
 BIN_BASE = 3
+PARALLEL_FROM, MOST_PROCESSES = 20, 8  # a child takes seconds to start and some 0.5 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +77,8 @@ def collect(folders: Sequence[Path]) -> Collection:
     Raises ValueError for a folder that does not exist or holds no run; whatever is wrong inside a
     study is reported in the result instead.
     """
-    reduced: dict[tuple[str, str], list[xr.Dataset]] = {}
-    manifests: dict[str, dict[str, Any]] = {}
-    unfinished: list[RunNote] = []
+    found: dict[str, tuple[Path, Run, dict[str, Any]]] = {}
     problems: list[RunNote] = []
-    grids: dict[str, set[tuple[float, int]]] = {}
     for folder in folders:
         study = read_study(folder)
         if not (study.runs or study.unfinished or study.problems):
@@ -85,26 +87,54 @@ def collect(folders: Sequence[Path]) -> Collection:
         for run in (*study.runs, *study.unfinished):
             try:
                 manifest = run.manifest
-                cell, settings = _cell(manifest["config"]), _settings(manifest["config"])
-                if run.id in manifests:
+                _cell(manifest["config"])
+                if run.id in found:
                     raise ValueError(f"a second run {run.id}; the first one found is used")
-                if manifest["status"] == "finished":
-                    dataset, digest = reduce_run(run, manifest)
-                    reduced.setdefault((settings, digest), []).append(dataset)
-                    manifests[run.id] = manifest
-                else:
-                    unfinished.append(_unfinished(folder, run, manifest))
+                found[run.id] = folder, run, manifest
             except (ValueError, OSError) as error:
                 problems.append(_problem(folder, run.folder, str(error)))
-                continue
-            grids.setdefault(settings, set()).add(cell)
+    finished = [entry for entry in found.values() if entry[2]["status"] == "finished"]
+    reduced: dict[tuple[str, str], list[xr.Dataset]] = {}
+    for (folder, run, manifest), result in zip(finished, _reduce_all(finished), strict=True):
+        if isinstance(result, str):
+            problems.append(_problem(folder, run.folder, result))
+            del found[run.id]
+        else:
+            dataset, digest = result
+            reduced.setdefault((_settings(manifest["config"]), digest), []).append(dataset)
+    unfinished = [_unfinished(*entry) for entry in found.values() if entry not in finished]
     return Collection(
         studies=tuple(folder.resolve().name for folder in folders),
         groups=_named([_group(settings, runs) for (settings, _), runs in reduced.items()]),
-        manifests=manifests,
-        unfinished=(*unfinished, *_missing(grids)),
+        manifests={run.id: manifest for _, run, manifest in finished if run.id in found},
+        unfinished=(
+            *unfinished,
+            *_missing([manifest["config"] for *_, manifest in found.values()]),
+        ),
         problems=tuple(problems),
     )
+
+
+def _reduce_all(
+    finished: Sequence[tuple[Path, Run, dict[str, Any]]],
+) -> Iterable[tuple[xr.Dataset, str] | str]:
+    """`reduce_run` of each, or the reason why it cannot be read; in child processes if many."""
+    tasks = [(run, manifest) for _, run, manifest in finished]
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
+    if len(tasks) < PARALLEL_FROM or processes == 1:
+        return map(_reduced, tasks)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        processes, context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        return list(pool.map(_reduced, tasks))
+
+
+def _reduced(task: tuple[Run, Mapping[str, Any]]) -> tuple[xr.Dataset, str] | str:
+    try:
+        return reduce_run(*task)
+    except (ValueError, OSError) as error:
+        return str(error)
 
 
 def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
@@ -235,7 +265,7 @@ def _scalars(
         "token_balanced_loss": balanced,
         "token_balanced_perplexity": float(perplexity(balanced)),
         "token_balanced_accuracy": float(token_balanced_accuracy(final_count, accuracy)),
-        "neglected": float(np.count_nonzero(loss[occurs] >= math.log(len(counts)))),
+        "neglected": float(np.count_nonzero(accuracy[occurs] == 0)),
         "critical_count": math.nan,
         "r_squared": math.nan,
         "predicted_neglected": math.nan,
@@ -355,8 +385,11 @@ def _cell(config: Mapping[str, Any]) -> tuple[float, int]:
         raise ValueError("its config has no weight_decay and seed") from None
 
 
-def _missing(grids: Mapping[str, set[tuple[float, int]]]) -> list[RunNote]:
+def _missing(configs: Iterable[Mapping[str, Any]]) -> list[RunNote]:
     """The cells that a full grid of each setting's weight decays and seeds would have."""
+    grids: dict[str, set[tuple[float, int]]] = {}
+    for config in configs:
+        grids.setdefault(_settings(config), set()).add(_cell(config))
     notes = []
     for settings, cells in grids.items():
         config = json.loads(settings)

@@ -166,9 +166,9 @@ def table_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
         TableView(
             key="table-theory",
             title="Theory against measurement",
-            caption="n_c is the one number fitted to a run's losses. The theory neglects every "
-            "token with count ≤ n_c; measured are the tokens whose loss is at least log V, that of "
-            "guessing among all tokens. R² is over tokens, in the chance of a miss 1 − exp(−loss).",
+            caption="n_c is the one number fitted to a run's losses. In the theory a token with "
+            "count ≤ n_c is never predicted right; measured are the tokens that the model never "
+            "predicts right. R² is over tokens, in the chance of a miss 1 − exp(−loss).",
             **_theory_table(groups),
         ),
     ]

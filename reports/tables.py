@@ -65,7 +65,7 @@ def fairness_gap(*groups: xr.Dataset) -> pd.DataFrame:
 
 
 def theory(*groups: xr.Dataset) -> pd.DataFrame:
-    """Fitted n_c, R^2, and the classes it says are neglected beside those at or above log V."""
+    """Fitted n_c, R^2, and the classes it says are neglected beside those never predicted right."""
     names = ("critical_count", "r_squared", "predicted_neglected", "neglected")
     frames = []
     for group in groups:

@@ -39,6 +39,10 @@ def law(counts: np.ndarray, critical_count: float) -> np.ndarray:
     return -np.log1p(-(1 - 1 / vocab_size) * share)
 
 
+def _accuracy(loss: np.ndarray) -> np.ndarray:
+    return np.clip(1.02 * np.exp(-loss) - 0.02, 0, 1)
+
+
 def record(
     counts: np.ndarray, critical_count: float, seed: int, steps: int = 20, every: int = 100
 ) -> Any:
@@ -51,7 +55,7 @@ def record(
     time = np.arange(1, steps + 1)[:, None]
     loss = final + (math.log(vocab_size) - final) * np.exp(-rate * time)
     count = generator.poisson(counts / steps, size=(steps, vocab_size))
-    accuracy = np.clip(np.exp(-loss), 0, 1)
+    accuracy = _accuracy(loss)
 
     def mean(values: np.ndarray, of: np.ndarray) -> np.ndarray:
         return np.where(of > 0, values, np.nan)
@@ -66,7 +70,7 @@ def record(
         accuracy=mean(accuracy, count),
         final_count=counts,
         final_loss=mean(final, seen),
-        final_accuracy=mean(np.clip(np.exp(-final), 0, 1), seen),
+        final_accuracy=mean(_accuracy(final), seen),
     )
 
 

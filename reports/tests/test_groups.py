@@ -39,7 +39,7 @@ def test_every_number_is_that_of_the_store(study: Path, collection: Collection) 
         assert float(data["token_balanced_perplexity"]) == pytest.approx(math.exp(balanced))
         accuracy = sum(right[k] for k in occurs) / len(occurs)
         assert float(data["token_balanced_accuracy"]) == pytest.approx(accuracy, rel=1e-12)
-        assert int(data["neglected"]) == sum(loss[k] >= math.log(len(counts)) for k in occurs)
+        assert int(data["neglected"]) == sum(right[k] == 0 for k in occurs)
         for place, (low, high) in enumerate(
             zip(data["bin_low"].values, data["bin_high"].values, strict=True)
         ):

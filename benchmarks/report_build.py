@@ -1,0 +1,127 @@
+"""Time and memory of `python -m reports build` against the number of runs of a synthetic study.
+
+    python benchmarks/report_build.py --runs 25 175
+
+Every run is as large as one of the paper's: 32,005 classes, 100 recorded steps. A run's losses are
+those of one weight decay; seeds share them, since only reading them is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from frequency_bins import Run, class_record
+
+VOCAB_SIZE, STEPS = 32_005, 100
+WEIGHT_DECAYS = (0.0, 0.1, 0.3, 0.5, 1.0)
+
+
+def publish_first(run: Run, weight_decay: float) -> None:
+    """A record of full size: a Zipf vocabulary, windows in which rare classes are often absent."""
+    generator = np.random.default_rng(int(10 * weight_decay))
+    rank = np.arange(1, VOCAB_SIZE + 1)
+    counts = np.maximum(1, 180_000 / rank**1.05).astype(np.int64)
+    share = np.minimum(1, np.sqrt((0.1 + 20 * weight_decay) / counts))
+    final = -np.log1p(-(1 - 1 / VOCAB_SIZE) * share)
+    time_left = np.exp(-np.arange(STEPS) / 15)[:, None]
+    count = generator.poisson(counts / 4, size=(STEPS, VOCAB_SIZE))
+    loss = final + (10.4 - final) * time_left * generator.uniform(0.8, 1.2, count.shape)
+    loss = np.where(count > 0, loss, np.nan)
+    accuracy = np.where(count > 0, generator.binomial(count, np.exp(-final)), np.nan)
+    accuracy = accuracy / np.maximum(count, 1)
+    record = class_record(
+        steps=100 * np.arange(1, STEPS + 1),
+        class_counts=counts,
+        labels=[f"Ġtoken{k}" for k in range(VOCAB_SIZE)],
+        count=count,
+        loss=loss,
+        accuracy=accuracy,
+        final_count=counts,
+        final_loss=final,
+        final_accuracy=np.exp(-final),
+    )
+    with run.locked():
+        run.publish(record)
+
+
+def make_study(folder: Path, number: int) -> None:
+    """`number` finished runs over the weight decays; later seeds copy the first one's record."""
+    first: dict[float, Run] = {}
+    for place in range(number):
+        weight_decay = WEIGHT_DECAYS[place % len(WEIGHT_DECAYS)]
+        config = {
+            "model": "openelm-270m",
+            "corpus": "synthetic",
+            "weight_decay": weight_decay,
+            "seed": place // len(WEIGHT_DECAYS),
+            "steps": 100 * STEPS,
+            "vocab_size": VOCAB_SIZE,
+        }
+        run = Run.create(folder, config)
+        if weight_decay not in first:
+            first[weight_decay] = run
+            publish_first(run, weight_decay)
+            continue
+        source = first[weight_decay].folder / "classes.nc"
+        shutil.copyfile(source, run.folder / "classes.nc")
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        run.update(status="finished", classes_sha256=digest)
+
+
+def measure(study: Path) -> tuple[float, float, float]:
+    """Seconds, peak memory of the process and its children in GiB, and the page's size in MB."""
+    command = [sys.executable, "-m", "reports", "build", str(study)]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, tree_memory(process.pid))
+        time.sleep(0.1)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"build exited with {process.returncode}")
+    return seconds, peak, (study / "report.html").stat().st_size / 1e6
+
+
+def tree_memory(pid: int) -> float:
+    """Proportional memory (shared pages counted once) of a process and its children, in GiB."""
+    total = 0
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total = int(line.split()[1])
+    except OSError:
+        return 0.0
+    return total / 2**20 + sum(tree_memory(int(child)) for child in children)
+
+
+def main() -> None:
+    """Print one table row a study size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, nargs="+", default=[25, 50, 100, 175])
+    parser.add_argument("--folder", type=Path, default=None, help="where the studies go")
+    options = parser.parse_args()
+    print(f"cores: {os.cpu_count()}")
+    print("| runs | seconds | peak GiB | page MB |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        for number in options.runs:
+            study = Path(scratch) / f"runs{number}"
+            make_study(study, number)
+            seconds, peak, size = measure(study)
+            print(f"| {number} | {seconds:.1f} | {peak:.2f} | {size:.2f} |", flush=True)
+            shutil.rmtree(study)
+
+
+if __name__ == "__main__":
+    main()
