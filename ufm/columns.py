@@ -40,18 +40,20 @@ def _solve(
 ) -> tuple[Float[Tensor, "b V c"], Float[Tensor, "b c"]]:
     scale = problem.row.unsqueeze(2) * problem.col[:, None, where]
     mass = problem.mass[:, None, where]
-    at_zero, pull = problem.losses(torch.zeros_like(start), where)
-    pull = -mass * scale * pull
+    zero_loss, zero_slope = problem.losses(torch.zeros_like(start), where)
+    pull = -mass * scale * zero_slope
     pulled = pull.norm(dim=1, keepdim=True)
-    # z = 0 is the minimiser iff |g| <= 1 there; elsewhere the start must lie downhill of it.
+    # z = 0 is the minimiser iff |g| <= 1 there. Elsewhere every point below the cost of zero keeps
+    # Newton's method away from the kink at zero, for the cost is convex.
     active = pulled > 1.0
-    seed = pull / pulled * (0.1 / (scale * pull / pulled).abs().amax(1, keepdim=True))
-    z = torch.where(start.norm(dim=1, keepdim=True) > 0, start, seed)
+    zero_cost = problem.mass[:, where] * zero_loss
+    z = _ray_start(problem, scale, mass, pull / pulled.clamp(min=1e-300), pulled)
     cost, gradient = _value(problem, where, z, scale, mass)
-    seed_cost, seed_gradient = _value(problem, where, seed, scale, mass)
-    better = active & ~(cost <= seed_cost).unsqueeze(1)
-    z, gradient = torch.where(better, seed, z), torch.where(better, seed_gradient, gradient)
-    cost = torch.minimum(cost, seed_cost)
+    given = torch.where(start.norm(dim=1, keepdim=True) > 0, start, z)
+    given_cost, given_gradient = _value(problem, where, given, scale, mass)
+    better = (given_cost < torch.minimum(cost, zero_cost)).unsqueeze(1)
+    z, gradient = torch.where(better, given, z), torch.where(better, given_gradient, gradient)
+    cost = torch.minimum(cost, torch.where(better.squeeze(1), given_cost, cost))
     todo = active.squeeze(1)
     for _ in range(NEWTON_STEPS):
         if not bool(todo.any()):
@@ -59,7 +61,25 @@ def _solve(
         step = _newton_step(problem, z, gradient, scale, mass)
         z, cost, gradient, todo = _move(problem, where, z, cost, gradient, step, todo, scale, mass)
     z = torch.where(active, z, 0.0)
-    return z, torch.where(active.squeeze(1), cost, problem.mass[:, where] * at_zero)
+    return z, torch.where(active.squeeze(1), cost, zero_cost)
+
+
+def _ray_start(
+    problem: ScaledProblem,
+    scale: Float[Tensor, "b V c"],
+    mass: Float[Tensor, "b 1 c"],
+    unit: Float[Tensor, "b V c"],
+    pulled: Float[Tensor, "b 1 c"],
+) -> Float[Tensor, "b V c"]:
+    """The quadratic model's minimiser along the steepest way out of zero, at most a nat away."""
+    along = scale * unit
+    if problem.mse:
+        bend = mass * along.square().sum(1, keepdim=True)
+    else:
+        bend = mass * (along - along.mean(1, keepdim=True)).square().mean(1, keepdim=True)
+    length = (pulled - 1.0) / bend.clamp(min=1e-300)
+    nat = 1.0 / along.abs().amax(1, keepdim=True).clamp(min=1e-300)
+    return unit * torch.minimum(length, nat).clamp(min=1e-300)
 
 
 def _value(
@@ -100,8 +120,9 @@ def _newton_step(
     step = -(Dg + a.unsqueeze(1) * Du + b.unsqueeze(1) * Dv)
     downhill = (step * gradient).sum(1, keepdim=True) < 0
     step = torch.where(downhill, step, -gradient)
-    # A log-loss is close to its quadratic model over a few nats only.
-    return step * (LOGIT_STEP / (scale * step).abs().amax(1, keepdim=True)).clamp(max=1.0)
+    # A log-loss is close to its quadratic model over a few nats only; far out, over a share.
+    reach = (scale * z).abs().amax(1, keepdim=True).mul(0.5).clamp(min=LOGIT_STEP)
+    return step * (reach / (scale * step).abs().amax(1, keepdim=True)).clamp(max=1.0)
 
 
 def _move(
