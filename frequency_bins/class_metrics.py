@@ -103,7 +103,6 @@ class ClassMetrics:
             self._check_size(name, len(tensor))
             if tensor.dtype != own[name].dtype:
                 raise ValueError(f"{name} is {tensor.dtype}; expected {own[name].dtype}")
-        self.reset()
         for name, tensor in state.items():
             own[name][:-1].copy_(tensor)
 

@@ -146,6 +146,12 @@ def test_a_target_that_is_no_class_is_named_and_changes_nothing(wrong: int) -> N
     assert metrics.count.sum() == 0
 
 
+def test_a_target_of_v_fails_even_unchecked_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frequency_bins.class_metrics._check_range", lambda target, num: None)
+    with pytest.raises((IndexError, RuntimeError), match="index"):
+        ClassMetrics(3).update(torch.ones(1), torch.tensor([3]), torch.ones(1))
+
+
 def test_what_does_not_fit_is_named() -> None:
     metrics = ClassMetrics(3)
     with pytest.raises(ValueError, match="num_classes is 0"):

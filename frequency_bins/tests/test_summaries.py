@@ -104,10 +104,10 @@ def test_batches_of_runs_and_tensors() -> None:
 
 def test_bin_summary_of_known_values() -> None:
     bins = FrequencyBins.powers([1, 2, 2, 27, 0])
-    summary = bin_summary(bins, [[1.0, 3.0, np.nan, 5.0, 9.0], [2.0, 2.0, 2.0, 2.0, np.nan]])
+    summary = bin_summary(bins, [[1.0, 5.0, np.nan, 5.0, 9.0], [2.0, 2.0, 2.0, 2.0, np.nan]])
     nan = np.nan
-    np.testing.assert_array_equal(summary.mean, [[2, nan, nan, 5], [2, nan, nan, 2]])
-    np.testing.assert_array_equal(summary.std, [[1, nan, nan, 0], [0, nan, nan, 0]])
+    np.testing.assert_array_equal(summary.mean, [[3, nan, nan, 5], [2, nan, nan, 2]])
+    np.testing.assert_array_equal(summary.std, [[2, nan, nan, 0], [0, nan, nan, 0]])
     np.testing.assert_array_equal(summary.classes, [[2, 0, 0, 1], [3, 0, 0, 1]])
     weighted = bin_summary(bins, [1.0, 3.0, 3.0, 5.0, 9.0], counts=[1, 1, 2, 4, 0])
     np.testing.assert_array_equal(weighted.mean, [2.5, nan, nan, 5])

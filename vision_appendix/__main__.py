@@ -1,0 +1,136 @@
+"""python -m vision_appendix train | sweep | plan"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes
+
+from frequency_bins.command_line import parse_options, run_command
+from vision_appendix.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
+from vision_appendix.recipes import recipe
+
+_PROGRAM = "python -m vision_appendix"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one run."""
+
+    study: str = "single"
+    """name of the study's folder"""
+    runs_dir: Path = Path("runs")
+    """folder of all studies"""
+    run: OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 2 with one line on bad input."""
+    return run_command(_main, argv)
+
+
+def _main(argv: list[str]) -> int:
+    commands = {"train": _train, "sweep": _sweep, "plan": _plan}
+    command, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if command in ("", "-h", "--help"):
+        print(f"usage: {_PROGRAM} {{{' | '.join(commands)}}} [--help | options]")
+        print("sweep and plan take --recipe digits | figure9; with --data-dir it is figure9")
+        return 0
+    if command not in commands:
+        raise ValueError(f"command {command!r} is unknown; expected one of {', '.join(commands)}")
+    return commands[command](rest)
+
+
+def _train(argv: list[str]) -> int:
+    name, rest = _take_recipe(argv)
+    like = recipe(name)
+    default = Train(run=like.cells()[0], data=like.data)
+    options = parse_options(Train, rest, prog=f"{_PROGRAM} train", default=default)
+    run: RunConfig = options.run
+    shared = {f.name: getattr(run, f.name) for f in fields(TrainingConfig)}
+    return _run(
+        SweepConfig(
+            study=options.study,
+            runs_dir=options.runs_dir,
+            imbalances=(run.imbalance,),
+            class_counts=run.class_counts,
+            shuffle_classes=run.shuffle_classes,
+            weight_decays=(run.weight_decay,),
+            seeds=(run.seed,),
+            decays=(run.decay,),
+            training=TrainingConfig(**shared),
+            data=options.data,
+            device=options.device,
+        )
+    )
+
+
+def _sweep(argv: list[str]) -> int:
+    return _run(_sweep_config("sweep", argv))
+
+
+def _run(config: SweepConfig) -> int:
+    from vision_appendix.sweep import sweep  # after the options are read: it imports for seconds
+
+    counts = sweep(config)
+    done = ", ".join(f"{number} {status}" for status, number in counts.items())
+    print(f"{config.runs_dir / config.study}: {done}")
+    return 0
+
+
+def _plan(argv: list[str]) -> int:
+    config = _sweep_config("plan", argv)
+    from vision_appendix.sweep import plan
+
+    planned = plan(config)
+    table = Table("run", "images", "steps", "time")
+    for cell, seconds in planned:
+        time = "done" if seconds is None else _duration(seconds)
+        table.add_row(cell.describe(), f"{sum(cell.class_counts):,}", f"{cell.steps:,}", time)
+    console = Console(highlight=False)
+    console.print(table)
+    total = sum(seconds or 0.0 for _, seconds in planned)
+    console.print(f"{len(planned)} runs, {_duration(total)} of training steps yet to do")
+    return 0
+
+
+def _sweep_config(command: str, argv: list[str]) -> SweepConfig:
+    name, rest = _take_recipe(argv)
+    config = parse_options(SweepConfig, rest, prog=f"{_PROGRAM} {command}", default=recipe(name))
+    assert isinstance(config, SweepConfig)
+    return config
+
+
+def _take_recipe(argv: list[str]) -> tuple[str, list[str]]:
+    """The recipe gives the defaults of all other options, so it is read before them."""
+    rest = list(argv)
+    for index, argument in enumerate(argv):
+        if argument == "--recipe":
+            if index + 1 == len(argv):
+                raise ValueError("--recipe has no value; expected a name")
+            del rest[index : index + 2]
+            return argv[index + 1], rest
+        if argument.startswith("--recipe="):
+            del rest[index]
+            return argument.removeprefix("--recipe="), rest
+    has_folder = any(argument.replace("_", "-").startswith("--data-dir") for argument in argv)
+    return "figure9" if has_folder else "digits", rest
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

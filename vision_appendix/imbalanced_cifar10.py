@@ -1,0 +1,213 @@
+"""The images: CIFAR-10 or scikit-learn's digits, whole and as a subset of given class counts.
+
+N images of H x W pixels and C channels, kept as uint8 on the device; V classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import pickle
+import tarfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from vision_appendix.configs import DataConfig, RunConfig
+
+DIGITS_TEST_IMAGES = 60  # of each class; the rarest digit keeps 114 for training
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledImages:
+    """Training and test images with their classes."""
+
+    images: UInt8[Tensor, "N H W C"]
+    labels: Int64[Tensor, " N"]
+    test_images: UInt8[Tensor, "M H W C"]
+    test_labels: Int64[Tensor, " M"]
+    pixel_mean: Float[Tensor, " C"]
+    """Of all training images, before any were left out; 0..255."""
+    pixel_std: Float[Tensor, " C"]
+    class_names: tuple[str, ...]
+    data_hash: str
+
+    @cached_property
+    def class_counts(self) -> Int64[Tensor, " V"]:
+        """Training images of each class."""
+        return torch.bincount(self.labels.cpu(), minlength=len(self.class_names))
+
+    def to(self, device: torch.device) -> LabelledImages:
+        """The same, on a device."""
+        tensors = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+    def subset(self, class_counts: Sequence[int], seed: int) -> LabelledImages:
+        """Keep `class_counts` training images of each class, chosen by the seed.
+
+        Nested: of one seed, the images kept of a class at a smaller count are among those kept at
+        a larger one. Raises ValueError if a class has fewer images than asked for.
+        """
+        labels = self.labels.cpu().numpy()
+        kept = []
+        for k, (count, name) in enumerate(zip(class_counts, self.class_names, strict=True)):
+            members = np.flatnonzero(labels == k)
+            if count > len(members):
+                found = f"class_counts asks for {count} images of class {name!r}"
+                raise ValueError(f"{found}; expected at most {len(members)}")
+            kept.append(np.random.default_rng((seed, k)).permutation(members)[:count])
+        index = torch.from_numpy(np.sort(np.concatenate(kept))).to(self.labels.device)
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+
+def resolve_counts(config: RunConfig, data: LabelledImages) -> tuple[int, ...]:
+    """The training images of each class in a run, in the order of the classes.
+
+    The config gives them rarest first and, unless the seed shuffles, class by class (the paper's
+    order). Raises ValueError if they are not one for each class, or a class has too few images.
+    """
+    counts = config.counts(int(data.class_counts.min()), len(data.class_names))
+    if config.shuffle_classes:
+        order = np.random.default_rng((config.seed, len(counts))).permutation(len(counts))
+        counts = tuple(counts[i] for i in order)
+    data.subset(counts, config.seed)
+    return counts
+
+
+def load_images(config: DataConfig) -> LabelledImages:
+    """The whole set. Raises ValueError for a folder without it or a batch that is not the original.
+
+    CIFAR-10 is read from `data_dir`: the extracted batches or their archive, held against the
+    md5s that torchvision knows; without a folder torchvision downloads it into `cache_dir`.
+    """
+    if config.dataset == "digits":
+        if config.data_dir is not None:
+            raise ValueError(f"data_dir is {config.data_dir}; expected none with dataset digits")
+        return _digits()
+    folder = config.data_dir or _download(config.cache_dir / "cifar10")
+    return _cifar10(folder)
+
+
+def _digits() -> LabelledImages:
+    """scikit-learn's 1,797 handwritten digits: 8 x 8 pixels of 17 greys."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images * 15).astype(np.uint8)[..., None]
+    test = np.zeros(len(images), dtype=bool)
+    for k in range(10):
+        members = np.flatnonzero(digits.target == k)
+        test[np.random.default_rng(k).permutation(members)[:DIGITS_TEST_IMAGES]] = True
+    labels = digits.target.astype(np.int64)
+    names = tuple(str(name) for name in digits.target_names)
+    return _labelled(images[~test], labels[~test], images[test], labels[test], names)
+
+
+def _cifar10(folder: Path) -> LabelledImages:
+    from torchvision.datasets import CIFAR10
+
+    known = dict([*CIFAR10.train_list, *CIFAR10.test_list])
+    known[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+    contents = _read_originals(folder, list(known))
+    for name, md5 in known.items():
+        found = hashlib.md5(contents[name], usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise ValueError(f"{folder}: {name} has the md5 {found}; expected {md5}, the original")
+    batches = {name: _BatchUnpickler(content).load() for name, content in contents.items()}
+
+    def join(names: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.concatenate([batches[name][b"data"] for name, _ in names])
+        labels = np.concatenate([batches[name][b"labels"] for name, _ in names])
+        return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int64)
+
+    class_names = batches[CIFAR10.meta["filename"]][b"label_names"]
+    names = tuple(name.decode("ascii") for name in class_names)
+    return _labelled(*join(CIFAR10.train_list), *join(CIFAR10.test_list), names)
+
+
+def _read_originals(folder: Path, names: list[str]) -> dict[str, bytes]:
+    """The bytes of the original files, extracted or still in their archive."""
+    for place in (folder / "cifar-10-batches-py", folder):
+        if (place / names[0]).is_file():
+            return {name: (place / name).read_bytes() for name in names}
+    archives = sorted(folder.glob("cifar-10-python.tar*"))
+    if not archives:
+        raise ValueError(
+            f"{folder} holds no CIFAR-10; expected the folder cifar-10-batches-py "
+            "or the archive cifar-10-python.tar.gz in it"
+        )
+    contents: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archives[0]) as archive:
+            for member in archive:
+                name = Path(member.name).name
+                if name in names and (file := archive.extractfile(member)) is not None:
+                    contents[name] = file.read()
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise ValueError(f"{archives[0]}: cut short or no archive: {error}") from None
+    if missing := [name for name in names if name not in contents]:
+        raise ValueError(f"{archives[0]} does not hold {missing[0]}")
+    return contents
+
+
+def _download(folder: Path) -> Path:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        CIFAR10(str(folder), download=True)
+    except RuntimeError as error:  # what torchvision raises for a download that is not whole
+        raise ValueError(f"CIFAR-10 could not be downloaded into {folder}: {error}") from None
+    return folder
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Reads the original batches, whose md5 is known, and builds nothing but their arrays."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        return allowed[module, name]
+
+
+def _labelled(
+    images: np.ndarray,
+    labels: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+    class_names: tuple[str, ...],
+) -> LabelledImages:
+    arrays = [np.ascontiguousarray(a) for a in (images, labels, test_images, test_labels)]
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array)
+    pixels = arrays[0].reshape(-1, images.shape[-1])
+    tensors = [torch.from_numpy(array) for array in arrays]
+    return LabelledImages(
+        images=tensors[0],
+        labels=tensors[1],
+        test_images=tensors[2],
+        test_labels=tensors[3],
+        pixel_mean=torch.from_numpy(pixels.mean(axis=0)).float(),
+        pixel_std=torch.from_numpy(pixels.std(axis=0)).float(),
+        class_names=class_names,
+        data_hash=digest.hexdigest()[:16],
+    )

@@ -1,0 +1,172 @@
+"""The data: counts kept, subsets nested, the original batches held against their md5."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vision_appendix.configs import PAPER_COUNTS, DataConfig, RunConfig, parse_imbalance
+from vision_appendix.imbalanced_cifar10 import (
+    DIGITS_TEST_IMAGES,
+    LabelledImages,
+    _BatchUnpickler,
+    load_images,
+    resolve_counts,
+)
+
+CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
+
+
+@pytest.fixture(scope="module")
+def digits() -> LabelledImages:
+    return load_images(DataConfig())
+
+
+def members(data: LabelledImages) -> set[bytes]:
+    """Images are told apart by their pixels."""
+    return {image.numpy().tobytes() for image in data.images}
+
+
+def test_digits_are_whole_and_split(digits: LabelledImages) -> None:
+    assert len(digits.images) + len(digits.test_images) == 1797
+    assert torch.bincount(digits.test_labels).tolist() == [DIGITS_TEST_IMAGES] * 10
+    assert digits.class_counts.min() == 114
+    assert digits.images.shape[1:] == (8, 8, 1)
+    assert digits.images.dtype == torch.uint8
+    assert not members(digits) & {image.numpy().tobytes() for image in digits.test_images}
+    pixels = digits.images.double()
+    assert digits.pixel_mean.item() == pytest.approx(pixels.mean().item(), rel=1e-6)
+    assert digits.pixel_std.item() == pytest.approx(pixels.std(correction=0).item(), rel=1e-6)
+    assert load_images(DataConfig()).data_hash == digits.data_hash
+
+
+@given(
+    small=st.lists(st.integers(1, 40), min_size=10, max_size=10),
+    more=st.integers(0, 70),
+    seed=st.integers(0, 5),
+)
+def test_subsets_have_their_counts_and_are_nested(
+    digits: LabelledImages, small: list[int], more: int, seed: int
+) -> None:
+    few, many = digits.subset(small, seed), digits.subset([n + more for n in small], seed)
+    assert few.class_counts.tolist() == small
+    assert members(few) <= members(many) <= members(digits)
+    assert torch.equal(few.pixel_mean, digits.pixel_mean)
+
+
+def test_seeds_choose_other_images(digits: LabelledImages) -> None:
+    assert members(digits.subset([5] * 10, 0)) != members(digits.subset([5] * 10, 1))
+
+
+def test_named_imbalances() -> None:
+    assert RunConfig(imbalance="paper").counts(5000, 10) == PAPER_COUNTS
+    assert RunConfig(imbalance="balanced").counts(5000, 3) == (5000,) * 3
+    assert RunConfig(imbalance="exponential:0.01").counts(1000, 3) == (10, 100, 1000)
+    assert RunConfig(imbalance="step:0.1").counts(5000, 4) == (500, 500, 5000, 5000)
+    assert RunConfig(imbalance="zipf:1").counts(120, 4) == (30, 40, 60, 120)
+    assert RunConfig(imbalance="zipf:9").counts(10, 3) == (1, 1, 10)  # never an empty class
+    assert RunConfig(class_counts=(3, 2)).counts(5, 2) == (3, 2)
+    assert RunConfig(class_counts=(3, 2)).imbalance == "counts"
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "zipf", "zipf:-1", "zipf:inf", "step:0", "step:2", "exponential:nan", "paper:1"]
+)
+def test_an_unknown_imbalance_is_named(spec: str) -> None:
+    with pytest.raises(ValueError, match=f"imbalance '{spec}' is unknown"):
+        parse_imbalance(spec)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ((1,) * 9, "9 numbers; expected 10"),
+        ((500, *(1,) * 9), "500 images of class '0'; expected at most 118"),
+    ],
+)
+def test_counts_that_cannot_be_had_are_named(
+    digits: LabelledImages, counts: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_counts(RunConfig(class_counts=counts), digits)
+
+
+def test_shuffled_classes_permute_the_counts_by_seed(digits: LabelledImages) -> None:
+    plain = resolve_counts(RunConfig(imbalance="paper"), digits)
+    shuffled = [
+        resolve_counts(RunConfig(imbalance="paper", shuffle_classes=True, seed=seed), digits)
+        for seed in (0, 0, 1)
+    ]
+    assert plain == tuple(sorted(plain))
+    assert [sorted(counts) for counts in shuffled] == [list(plain)] * 3
+    assert shuffled[0] == shuffled[1] != shuffled[2]
+
+
+# ---- CIFAR-10
+
+
+def test_a_folder_without_the_batches_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=f"{folder} holds no CIFAR-10"):
+            load_images(DataConfig(dataset="cifar10", data_dir=folder))
+
+
+def test_corrupted_batches_are_named_and_never_unpickled(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    config = DataConfig(dataset="cifar10", data_dir=tmp_path)
+    (folder / "data_batch_1").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(FileNotFoundError, match="data_batch_2"):
+        load_images(config)
+    for name in [*(f"data_batch_{i}" for i in range(2, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="data_batch_1 has the md5"):
+        load_images(config)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", None])
+def test_a_damaged_archive_is_named(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "cifar-10-python.tar.gz"
+    if content is None:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            archive.addfile(tarfile.TarInfo("cifar-10-batches-py/data_batch_1"))
+        content = buffer.getvalue()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz"):
+        load_images(DataConfig(dataset="cifar10", data_dir=tmp_path))
+
+
+def test_a_batch_may_hold_arrays_and_nothing_else() -> None:
+    array = pickle.dumps({b"data": np.arange(3, dtype=np.uint8)}, protocol=2)
+    array = array.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    with pytest.raises(KeyError, match="encode"):  # Python 3 writes bytes through a codec
+        _BatchUnpickler(array).load()
+    with pytest.raises(KeyError, match="system"):
+        _BatchUnpickler(b"cos\nsystem\n(S'true'\ntR.").load()
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"{CIFAR10} is not there")
+def test_the_original_cifar10() -> None:
+    data = load_images(DataConfig(dataset="cifar10", data_dir=CIFAR10))
+    assert data.class_counts.tolist() == [5000] * 10
+    assert torch.bincount(data.test_labels).tolist() == [1000] * 10
+    assert data.class_names[:2] == ("airplane", "automobile")
+    assert data.images.shape == (50_000, 32, 32, 3)
+    # The channel means and deviations that every CIFAR-10 recipe quotes.
+    mean, std = data.pixel_mean / 255, data.pixel_std / 255
+    assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+    assert std.tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-4)
+    # The first training image is a frog, whose first pixel is known.
+    assert data.class_names[data.labels[0]] == "frog"
+    assert data.images[0, 0, 0].tolist() == [59, 62, 63]
+    counts = resolve_counts(RunConfig(imbalance="paper"), data)
+    assert data.subset(counts, 0).class_counts.tolist() == list(PAPER_COUNTS)

@@ -1,0 +1,349 @@
+"""One run: train a ResNet9 from scratch and record the loss and accuracy of every class.
+
+The loop is `train`; what it needs stands below it. B images, V classes, d features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from frequency_bins import ClassMetrics, Run, class_record, write_atomically
+from vision_appendix.augmentation import normalise, training_batch
+from vision_appendix.configs import RunConfig
+from vision_appendix.imbalanced_cifar10 import LabelledImages
+from vision_appendix.resnet9 import ResNet9
+
+_EVALUATION_BATCH = 1000
+# A checkpoint is written when the last one's cost is at most this share of the time since.
+_CHECKPOINT_SHARE = 0.05
+
+
+class Diverged(Exception):
+    """The loss is no longer finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: its step, and its training images a second."""
+
+    step: int
+    images_per_second: float
+
+
+def train(
+    config: RunConfig,
+    data: LabelledImages,
+    run: Run,
+    *,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Train on `data` (on its device) to the end, or on from the checkpoint, and publish.
+
+    On a CPU the record is bit-identical however often the run was interrupted. Beside it lies
+    last_layer.safetensors; see `last_layer`.
+
+    Raises:
+        Diverged: the loss is not finite; nothing is published.
+    """
+    torch.set_num_threads(config.threads)
+    model, optimizer = build(config, data)
+    metrics = ClassMetrics(len(data.class_names), data.images.device)
+    windows = WindowHistory()
+    step = resume(run, model, optimizer, windows)
+    evaluations = evaluation_steps(config, len(data.images))
+    clock = Clock(config.batch_size, step)
+
+    while step < evaluations[-1]:
+        training_step(config, data, model, optimizer, metrics, step)
+        step += 1
+        report(Progress(step=step, images_per_second=clock.images_per_second(step)))
+
+        if step in evaluations:
+            synchronise(data.images.device)
+            with clock.stopped():
+                test = evaluate(config, model, data, data.test_images, data.test_labels)
+                scalars = windows.append(step, metrics, test)
+            if not math.isfinite(scalars["loss"]):
+                raise Diverged(f"the loss is {scalars['loss']} at step {step}")
+            rates = {
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "images_per_second": clock.images_per_second(step),
+            }
+            run.append_scalars({"step": step, **scalars, **rates})
+            if clock.checkpoint_is_due():
+                with clock.checkpointing():
+                    save(run, step, model, optimizer, windows)
+
+    final = evaluate(config, model, data, data.images, data.labels)
+    layer = last_layer(config, model, data)
+    write_atomically(run.folder / "last_layer.safetensors", safetensors.torch.save(layer))
+    run.publish(windows.record(data, final), images_per_second=clock.images_per_second(step))
+    _checkpoint(run).unlink(missing_ok=True)
+
+
+def training_step(
+    config: RunConfig,
+    data: LabelledImages,
+    model: ResNet9,
+    optimizer: torch.optim.Optimizer,
+    metrics: ClassMetrics,
+    step: int,
+) -> None:
+    """One step of SGD on the mean cross-entropy of a batch, which `metrics` sees too."""
+    rate = learning_rate(config, step, evaluation_steps(config, len(data.images))[-1])
+    images, targets = training_batch(config, data, config.seed, step)
+    with arithmetic(config, images.device):
+        logits = model(images)
+    losses = cross_entropy(logits.float(), targets, reduction="none")
+    losses.mean().backward()
+    metrics.update(losses, targets, logits.argmax(dim=1) == targets)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if config.decay_mode == "decoupled" and group["decayed"]:
+            with torch.no_grad():
+                torch._foreach_mul_(group["params"], 1 - rate * config.weight_decay)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def evaluate(
+    config: RunConfig, model: ResNet9, data: LabelledImages, images: Tensor, labels: Tensor
+) -> ClassMetrics:
+    """One pass without augmentation: the loss and accuracy of every class."""
+    metrics = ClassMetrics(len(data.class_names), images.device)
+    model.eval()
+    for part, targets in zip(
+        images.split(_EVALUATION_BATCH), labels.split(_EVALUATION_BATCH), strict=True
+    ):
+        with arithmetic(config, images.device):
+            logits = model(normalise(data, part))
+        losses = cross_entropy(logits.float(), targets, reduction="none")
+        metrics.update(losses, targets, logits.argmax(dim=1) == targets)
+    model.train()
+    return metrics
+
+
+@torch.no_grad()
+def last_layer(config: RunConfig, model: ResNet9, data: LabelledImages) -> dict[str, Tensor]:
+    """The last layer's geometry on the training images, without augmentation.
+
+    `classifier` (V, d) as it multiplies features, the logits' scale included; `class_means`
+    (V, d) of the features; `within_class_covariance` (d, d), the mean over images of the outer
+    product of feature minus class mean; `within_class_variance` (V,), the mean squared distance
+    to the class mean. float32, computed in float64.
+    """
+    model.eval()
+    parts = []
+    for part in data.images.split(_EVALUATION_BATCH):
+        with arithmetic(config, part.device):
+            parts.append(model.features(normalise(data, part)).double())
+    model.train()
+    features, labels = torch.cat(parts), data.labels
+    counts = data.class_counts.to(labels.device).double()
+    sums = features.new_zeros(len(counts), features.shape[1]).index_add_(0, labels, features)
+    means = sums / counts[:, None]
+    centred = features - means[labels]
+    distances = torch.zeros_like(counts).index_add_(0, labels, centred.square().sum(dim=1))
+    layer = {
+        "classifier": model.classifier.weight * model.logit_scale,
+        "class_means": means,
+        "within_class_covariance": centred.T @ centred / len(features),
+        "within_class_variance": distances / counts,
+    }
+    return {name: tensor.float().cpu().contiguous() for name, tensor in layer.items()}
+
+
+def build(config: RunConfig, data: LabelledImages) -> tuple[ResNet9, torch.optim.Optimizer]:
+    """The network, a function of the seed, and SGD with two groups: decayed and not."""
+    model = ResNet9(
+        width=config.width,
+        in_channels=data.images.shape[-1],
+        num_classes=len(data.class_names),
+        seed=config.seed,
+    )
+    model = model.to(data.images.device, memory_format=torch.channels_last)
+    classifier = model.classifier.weight
+    decays: dict[str, Callable[[nn.Parameter], bool]] = {
+        "all": lambda parameter: True,
+        "matrices": lambda parameter: parameter.ndim > 1,
+        "classifier": lambda parameter: parameter is classifier,
+        "no-classifier": lambda parameter: parameter is not classifier,
+    }
+    groups = [
+        {"params": [p for p in model.parameters() if decays[config.decay](p) == d], "decayed": d}
+        for d in (True, False)
+    ]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    in_gradient = config.weight_decay if config.decay_mode == "l2" else 0.0
+    return model, torch.optim.SGD(
+        [
+            group | {"weight_decay": in_gradient if group["decayed"] else 0.0}
+            for group in groups
+            if group["params"]
+        ],
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=True,
+        fused=True,
+    )
+
+
+def evaluation_steps(config: RunConfig, num_images: int) -> list[int]:
+    """The steps after which a record is made: every `evaluate_every` epochs, and the last."""
+    epochs = [*range(config.evaluate_every, config.epochs, config.evaluate_every), config.epochs]
+    steps = [max(1, round(epoch * num_images / config.batch_size)) for epoch in epochs]
+    return sorted(set(steps))
+
+
+def learning_rate(config: RunConfig, step: int, steps: int) -> float:
+    """Linear from 0 up to the peak and down to 0 again, taken in the middle of the step."""
+    done = (step + 0.5) / steps
+    return config.learning_rate * min(done / config.warmup, (1 - done) / (1 - config.warmup))
+
+
+def arithmetic(config: RunConfig, device: torch.device) -> torch.autocast:
+    """bfloat16 convolutions where the config asks for them."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device, so that a clock counts work done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def save(
+    run: Run,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    windows: WindowHistory,
+) -> None:
+    """Replace the run's checkpoint, whole or not at all."""
+    buffer = io.BytesIO()
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "windows": windows.state_dict(),
+    }
+    torch.save(state, buffer)
+    write_atomically(_checkpoint(run), buffer.getvalue())
+
+
+def resume(
+    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, windows: WindowHistory
+) -> int:
+    """Load the checkpoint, if there is one, and return the step to go on from."""
+    step = 0
+    path = _checkpoint(run)
+    if path.exists():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a file that is not its own
+            print(f"ignoring {path}: {type(error).__name__}", file=sys.stderr)
+        else:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            windows.load_state_dict(state["windows"])
+            step = int(state["step"])
+    run.truncate_scalars(step)
+    return step
+
+
+def _checkpoint(run: Run) -> Path:
+    return run.folder / "checkpoint.pt"
+
+
+class WindowHistory:
+    """What was recorded so far: per window and class, on the training batches and the test set."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        names = ("count", "loss", "accuracy")
+        self._arrays: dict[str, list[Tensor]] = {
+            prefix + name: [] for prefix in ("", "test_") for name in names
+        }
+
+    def append(self, step: int, metrics: ClassMetrics, test: ClassMetrics) -> dict[str, float]:
+        """Close a window, reset `metrics`, and return the averages over images."""
+        self._steps.append(step)
+        scalars = {}
+        for prefix, seen in (("", metrics), ("test_", test)):
+            count = seen.count.sum()
+            scalars[prefix + "loss"] = float(seen.loss_sum.sum() / count)
+            scalars[prefix + "accuracy"] = float(seen.correct.sum() / count)
+            for name in ("count", "loss", "accuracy"):
+                self._arrays[prefix + name].append(getattr(seen, name).cpu())
+        metrics.reset()
+        return scalars
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The windows so far, (windows,) and (windows, V)."""
+        stacked = {name: torch.stack(rows) for name, rows in self._arrays.items()}
+        return {"steps": torch.tensor(self._steps), **stacked}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over the windows of a checkpoint."""
+        self._steps = state["steps"].tolist()
+        self._arrays = {name: list(state[name]) for name in self._arrays}
+
+    def record(self, data: LabelledImages, final: ClassMetrics) -> xr.Dataset:
+        """The run's class record: all windows, and the pass over the training set at the end."""
+        return class_record(
+            class_counts=data.class_counts.numpy(),
+            labels=data.class_names,
+            final_count=final.count.cpu().numpy(),
+            final_loss=final.loss.cpu().numpy(),
+            final_accuracy=final.accuracy.cpu().numpy(),
+            **{name: tensor.numpy() for name, tensor in self.state_dict().items()},
+        )
+
+
+class Clock:
+    """Training time, without evaluations and checkpoints, and when a checkpoint is due."""
+
+    def __init__(self, images_per_step: int, first_step: int) -> None:
+        self._images_per_step, self._first_step = images_per_step, first_step
+        self._start = self._last_checkpoint = time.perf_counter()
+        self._stopped = self._checkpoint_cost = 0.0
+
+    def images_per_second(self, step: int) -> float:
+        """Images of the steps since the start, over the time that they took."""
+        seconds = time.perf_counter() - self._start - self._stopped
+        return (step - self._first_step) * self._images_per_step / max(seconds, 1e-9)
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether a checkpoint as dear as the last would keep to its share of the time."""
+        elapsed = time.perf_counter() - self._last_checkpoint
+        return self._checkpoint_cost <= _CHECKPOINT_SHARE * elapsed
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Context that does not count."""
+        begin = time.perf_counter()
+        yield
+        self._stopped += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Context in which a checkpoint is written."""
+        begin = time.perf_counter()
+        with self.stopped():
+            yield
+        self._last_checkpoint = time.perf_counter()
+        self._checkpoint_cost = self._last_checkpoint - begin
