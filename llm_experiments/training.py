@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from frequency_bins import ClassMetrics, Run, class_record
 from llm_experiments.checkpoints import load_latest, remove_all, save
@@ -26,6 +26,9 @@ from llm_experiments.loss_head import IGNORE_INDEX, TokenLosses, linear_cross_en
 from llm_experiments.models.presets import build_model, classifier, features
 from llm_experiments.preparation import PreparedCorpus
 from llm_experiments.tokenization import PAD_ID
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # A checkpoint is written when the last one's cost is at most this share of the time since.
 _CHECKPOINT_SHARE = 0.05
@@ -160,13 +163,13 @@ def _epoch_order(seed: int, epoch: int, num_sequences: int) -> npt.NDArray[np.in
 
 
 def loss_weights(class_counts: Tensor, exponent: float) -> Tensor:
-    """Weights (V,) float32, a_k = count_k^-exponent scaled so that sum a_k count_k = sum count_k.
+    """Weights (V,) float64, a_k = count_k^-exponent scaled so that sum a_k count_k = sum count_k.
 
     A token that never occurs has no loss to weigh; its weight is 1.
     """
     counts = class_counts.double()
     weights = torch.where(counts > 0, counts.clamp(min=1) ** -exponent, 1)
-    return (weights * (counts.sum() / (weights * counts).sum())).float()
+    return weights * (counts.sum() / (weights * counts).sum())
 
 
 def build_optimizer(model: PreTrainedModel, config: RunConfig) -> torch.optim.Optimizer:

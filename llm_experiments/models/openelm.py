@@ -177,6 +177,7 @@ class OpenELMAttention(nn.Module):
         self.q_norm = OpenELMRMSNorm(config.head_dim)
         self.k_norm = OpenELMRMSNorm(config.head_dim)
         self.out_proj = nn.Linear(self.num_q_heads * config.head_dim, config.model_dim, bias=False)
+        self.out_proj.is_residual = True
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: DynamicCache | None
@@ -202,6 +203,7 @@ class OpenELMFeedForward(nn.Module):
         width = config.ffn_dim(layer)
         self.proj_1 = nn.Linear(config.model_dim, 2 * width, bias=False)
         self.proj_2 = nn.Linear(width, config.model_dim, bias=False)
+        self.proj_2.is_residual = True
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.proj_1(x).chunk(2, dim=-1)
@@ -238,15 +240,13 @@ class OpenELMPreTrainedModel(PreTrainedModel):
         """The original initialisation: residual projections scaled by (2 L)^-1/2."""
         width, layers = self.config.model_dim, self.config.num_transformer_layers
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            residual = getattr(module, "is_residual", False)
+            std = (2 * layers * width) ** -0.5 if residual else module.in_features**-0.5
+            nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=width**-0.5)
         elif isinstance(module, OpenELMRMSNorm):
             nn.init.ones_(module.weight)
-        # A layer is visited after its children, so these overwrite the plain initialisation.
-        elif isinstance(module, OpenELMDecoderLayer):
-            for projection in (module.attn.out_proj, module.ffn.proj_2):
-                nn.init.normal_(projection.weight, std=(width * 2 * layers) ** -0.5)
 
 
 class OpenELMModel(OpenELMPreTrainedModel):

@@ -1,12 +1,18 @@
-"""The named models of the study and how to build them."""
+"""The named models of the study and how to build them.
+
+transformers is imported where a model is built, not here: it takes seconds, and the command line
+needs no more than the names.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from llm_experiments.models.openelm import OpenELMConfig, OpenELMForCausalLM
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Layers, D, head width; the multipliers are those of every OpenELM (Mehta et al., 2024, Table 9).
 _OPENELM: dict[str, dict[str, int]] = {
@@ -61,11 +67,15 @@ def build_model(
 
 
 def _build_openelm(name: str, vocab_size: int) -> PreTrainedModel:
+    from llm_experiments.models.openelm import OpenELMConfig, OpenELMForCausalLM
+
     special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     return OpenELMForCausalLM(OpenELMConfig(vocab_size=vocab_size, **_OPENELM[name], **special))
 
 
 def _build_qwen2(name: str, vocab_size: int) -> PreTrainedModel:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     width, layers, heads, kv_heads, ffn, initial_std = _QWEN2[name]
     # Everything is stated, since the defaults of the class are those of the 7B model.
     config = Qwen2Config(

@@ -1,0 +1,64 @@
+"""The fused head against torch's cross-entropy in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from llm_experiments import loss_head
+from llm_experiments.loss_head import IGNORE_INDEX, linear_cross_entropy
+
+
+def case(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(37, 6, generator=generator, dtype=torch.float64)
+    weight = 3 * torch.randn(11, 6, generator=generator, dtype=torch.float64)
+    targets = torch.randint(11, (37,), generator=generator)
+    targets[[0, 5, 36]] = IGNORE_INDEX
+    token_weight = torch.rand(37, generator=generator, dtype=torch.float64)
+    return features.to(dtype), weight.to(dtype), targets, token_weight
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 11 * 5, 2**18])
+def test_equals_torch_in_float64(monkeypatch: pytest.MonkeyPatch, chunk_elements: int) -> None:
+    monkeypatch.setitem(loss_head._CHUNK_ELEMENTS, "cpu", chunk_elements)
+    features, weight, targets, token_weight = case(torch.float64)
+    ours = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
+    theirs = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
+
+    losses = linear_cross_entropy(*ours, targets, token_weight)
+    (2.5 * losses.objective).backward()
+    logits = theirs[0] @ theirs[1].T
+    expected = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
+    objective = (expected * token_weight).sum()
+    (2.5 * objective).backward()
+
+    torch.testing.assert_close(losses.loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(losses.objective, objective, rtol=1e-12, atol=0)
+    assert torch.equal(losses.correct, logits.argmax(-1) == targets)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-11, atol=1e-12)
+
+
+def test_float32_is_as_near_to_float64_as_torch_is() -> None:
+    features, weight, targets, token_weight = case(torch.float64)
+    exact = F.cross_entropy(features @ weight.T, targets, reduction="none")
+    features, weight = features.float(), weight.float()
+    plain = F.cross_entropy(features @ weight.T, targets, reduction="none")
+    ours = linear_cross_entropy(features, weight, targets, token_weight).loss
+    assert (ours - exact).abs().max() <= (plain - exact).abs().max() + 1e-6
+
+
+def test_large_logits_do_not_overflow() -> None:
+    weight = torch.tensor([[1e4], [-1e4], [0.0]])
+    losses = linear_cross_entropy(torch.ones(2, 1), weight, torch.tensor([0, 1]), torch.ones(2))
+    assert losses.loss.tolist() == [0.0, 2e4]
+
+
+def test_of_equal_logits_the_first_is_the_prediction() -> None:
+    losses = linear_cross_entropy(
+        torch.zeros(3, 2), torch.ones(4, 2), torch.tensor([0, 1, 3]), torch.ones(3)
+    )
+    assert losses.correct.tolist() == [True, False, False]
+    torch.testing.assert_close(losses.loss, torch.full((3,), 4.0).log())

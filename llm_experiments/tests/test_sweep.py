@@ -1,0 +1,165 @@
+"""The command line as a user has it: real processes, really killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frequency_bins import read_study
+from llm_experiments.__main__ import main
+from llm_experiments.checkpoints import load_latest
+from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
+from llm_experiments.preparation import PreparedCorpus
+from llm_experiments.sweep import sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+def sweep_arguments(data: DataConfig, runs_dir: Path, *more: str) -> list[str]:
+    return [
+        *("sweep", "--study", "s", "--runs-dir", str(runs_dir), "--cache-dir", str(data.cache_dir)),
+        *("--corpus", "text", "--data-dir", str(data.data_dir), "--vocab-size", "300"),
+        *("--context", "16", "--num-sequences", "24", "--batch-size", "4", "--steps", "60"),
+        *("--evaluate-every", "5", "--model", "openelm-tiny", "--weight-decay", "0", "1"),
+        *("--runs-in-parallel", "1", *more),
+    ]
+
+
+def started(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "llm_experiments", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def records(study: Path) -> dict[str, bytes]:
+    return {run.id: (run.folder / "classes.nc").read_bytes() for run in read_study(study).runs}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs_dir = tmp_path_factory.mktemp("undisturbed")
+    assert main(sweep_arguments(data, runs_dir)) == 0
+    return runs_dir / "s"
+
+
+def test_a_killed_sweep_goes_on_to_the_same_bytes(
+    data: DataConfig, tmp_path: Path, undisturbed: Path
+) -> None:
+    arguments = sweep_arguments(data, tmp_path)
+    study = tmp_path / "s"
+    for kill in (signal.SIGKILL, signal.SIGINT):
+        process = started(arguments)
+        before = newest_step(study)
+        # Wait until a checkpoint later than any so far is there, then pull the plug.
+        while process.poll() is None and newest_step(study) <= before:
+            os.sched_yield()
+        os.killpg(process.pid, kill)
+        process.communicate()
+    process = started(arguments)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert records(study) == records(undisturbed)
+    for run in read_study(study).runs:
+        twin = undisturbed / run.id / "scalars.jsonl"
+        assert [row["step"] for row in run.scalars()] == list(range(5, 61, 5))
+        assert len(run.scalars()) == len(twin.read_text().splitlines())
+        kept = {path.name for path in run.folder.iterdir()}
+        assert kept == {"classes.nc", "lock", "manifest.json", "scalars.jsonl"}
+
+
+def newest_step(study: Path) -> tuple[int, int]:
+    """(finished runs, step of the newest checkpoint): grows as a sweep goes on."""
+    finished = len(list(study.glob("*/classes.nc")))
+    steps = [int(path.name.split("-")[1]) for path in study.glob("*/checkpoint-*.pt")]
+    return finished, max(steps, default=0)
+
+
+def test_children_die_with_their_parent(data: DataConfig, tmp_path: Path) -> None:
+    process = started(sweep_arguments(data, tmp_path, "--steps", "100000"))
+    while not list(tmp_path.glob("s/*/checkpoint-*.pt")):
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone: a child must notice by itself
+    # The child holds our end of stderr, so this returns when it is gone.
+    process.communicate(timeout=60)
+
+
+def test_a_second_sweep_does_nothing(
+    data: DataConfig, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    assert main(sweep_arguments(data, undisturbed.parent)) == 0
+    assert "2 finished earlier" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
+
+
+def test_a_damaged_record_is_made_again(
+    data: DataConfig, tmp_path: Path, undisturbed: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "s")
+    damaged = next((tmp_path / "s").glob("*/classes.nc"))
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert main(sweep_arguments(data, tmp_path)) == 0
+    assert records(tmp_path / "s") == records(undisturbed)
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (3, 7):
+        (tmp_path / f"checkpoint-{step:08d}-{'0' * 16}.pt").write_bytes(b"torn")
+    assert load_latest(tmp_path) is None
+    assert capsys.readouterr().err.count("cut short or changed") == 2
+
+
+def test_a_run_that_diverges_does_not_stop_the_others(
+    data: DataConfig, corpus: PreparedCorpus, tmp_path: Path
+) -> None:
+    training = TrainingConfig(steps=8, batch_size=4, evaluate_every=4, learning_rate=1e20)
+    config = SweepConfig(
+        study="s",
+        runs_dir=tmp_path,
+        models=("openelm-tiny",),
+        weight_decays=(0.0,),
+        training=training,
+        data=data,
+        device="cpu",
+        runs_in_parallel=1,
+    )
+    assert sweep(config) == {"finished earlier": 0, "diverged": 1}
+    assert sweep(config) == {"finished earlier": 1}
+    statuses = {run.status for run in read_study(tmp_path / "s").unfinished}
+    assert statuses == {"diverged"}
+
+
+def test_the_id_of_a_run_holds_all_that_changes_it(data: DataConfig) -> None:
+    base = RunConfig().resolved(data, "hash")
+    assert set(RunConfig.__dataclass_fields__) < set(base)
+    assert "data_hash" in base
+    assert not any(isinstance(value, Path) for value in base.values())
+
+
+def test_status_shows_every_run(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(undisturbed)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("finished") == 2
+    assert shown.count("60/60") == 2
+
+
+def test_weight_decay_costs_the_rare_tokens_most(undisturbed: Path) -> None:
+    """Too short a run to show it well; what the demo shows is in reports."""
+    dataset = read_study(undisturbed).dataset()
+    assert dataset["weight_decay"].values.tolist() != [0, 0]
+    assert np.isfinite(dataset["final_loss"].values[:, dataset["class_count"][0] > 0]).all()

@@ -1,0 +1,175 @@
+"""The training step against plain implementations of the same thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import get_cosine_schedule_with_warmup
+
+from frequency_bins import Run
+from llm_experiments.configs import DataConfig, RunConfig
+from llm_experiments.models.presets import build_model
+from llm_experiments.preparation import PreparedCorpus
+from llm_experiments.tokenization import PAD_ID
+from llm_experiments.training import (
+    Diverged,
+    batch_rows,
+    build_optimizer,
+    learning_rate,
+    loss_weights,
+    token_losses,
+    train,
+)
+
+CPU = torch.device("cpu")
+CONFIG = RunConfig(steps=12, batch_size=4, evaluate_every=5, learning_rate=3e-3, weight_decay=0.3)
+
+
+def test_the_schedule_is_that_of_transformers() -> None:
+    config = RunConfig(steps=50, warmup_steps=7, learning_rate=2e-3)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 7, 50)
+    for step in range(50):
+        assert learning_rate(config, step) == pytest.approx(schedule.get_last_lr()[0], abs=1e-15)
+        optimizer.step()
+        schedule.step()
+
+
+def test_an_epoch_sees_every_sequence_once_whatever_the_batch() -> None:
+    rows = [batch_rows(RunConfig(batch_size=6, seed=2), 15, batch) for batch in range(10)]
+    stream = torch.cat(rows)
+    for epoch in stream.split(15):
+        assert epoch.sort().values.tolist() == list(range(15))
+    other_cut = torch.cat([batch_rows(RunConfig(batch_size=20, seed=2), 15, b) for b in range(3)])
+    assert torch.equal(stream, other_cut)
+    assert not torch.equal(stream[:15], stream[15:30])
+    other_seed = torch.cat([batch_rows(RunConfig(batch_size=6, seed=3), 15, b) for b in range(10)])
+    assert not torch.equal(stream, other_seed)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_loss_weights_are_powers_of_the_counts_that_keep_the_sum(exponent: float) -> None:
+    counts = torch.tensor([1000, 100, 10, 1, 0])
+    weights = loss_weights(counts, exponent)
+    assert (weights * counts).sum().item() == pytest.approx(counts.sum().item(), rel=1e-12)
+    assert (weights[2] / weights[0]).item() == pytest.approx(100**exponent, rel=1e-12)
+    assert torch.isfinite(weights).all()
+
+
+@pytest.mark.parametrize(
+    ("decay", "decayed"),
+    [
+        ("all", lambda name, parameter: True),
+        ("matrices", lambda name, parameter: parameter.ndim == 2),
+        ("embeddings", lambda name, parameter: "embed" in name),
+        ("no-embeddings", lambda name, parameter: "embed" not in name),
+    ],
+)
+@pytest.mark.parametrize("model_name", ["openelm-tiny", "qwen2-tiny"])
+def test_decay_groups(model_name: str, decay: str, decayed) -> None:
+    model = build_model(model_name, vocab_size=300)
+    optimizer = build_optimizer(model, RunConfig(weight_decay=0.7, decay=decay))
+    found = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        assert found[id(parameter)] == (0.7 if decayed(name, parameter) else 0.0), name
+
+
+@pytest.mark.parametrize("model_name", ["openelm-tiny", "qwen2-tiny"])
+def test_a_step_is_that_of_a_plain_loop_in_float64(model_name: str, corpus: PreparedCorpus) -> None:
+    """Parity with transformers' own loss and torch's own optimizer, to 1e-9."""
+    tokens = torch.from_numpy(np.array(corpus.tokens[:4])).long()
+    tokens[1, 9:] = PAD_ID
+    ours = build_model(model_name, vocab_size=corpus.vocab_size, dtype=torch.float64)
+    plain = build_model(model_name, vocab_size=corpus.vocab_size, dtype=torch.float64)
+    optimizers = (
+        build_optimizer(ours, CONFIG),
+        torch.optim.AdamW(plain.parameters(), lr=3e-3, weight_decay=0.3),
+    )
+    labels = tokens.masked_fill(tokens == PAD_ID, -100)
+    uniform = torch.ones(corpus.vocab_size, dtype=torch.float64)
+    for _ in range(3):
+        losses, targets = token_losses(ours, tokens, uniform)
+        losses.objective.backward()
+        # Not the loss that transformers returns, which it takes in float32.
+        logits = plain(input_ids=tokens).logits[:, :-1].flatten(0, 1)
+        by_hand = F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="none")
+        mean = by_hand.sum() / (labels[:, 1:] != -100).sum()
+        mean.backward()
+        assert losses.objective.item() == pytest.approx(mean.item(), rel=1e-9)
+        torch.testing.assert_close(losses.loss, by_hand, rtol=1e-9, atol=1e-9)
+        assert torch.equal(targets, labels[:, 1:].flatten())
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for mine, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+
+
+def run_of(folder: Path, config: RunConfig, data: DataConfig, corpus: PreparedCorpus) -> Run:
+    return Run.create(folder, config.resolved(data, corpus.data_hash))
+
+
+def test_the_record_is_what_was_trained_on(
+    tmp_path: Path, data: DataConfig, corpus: PreparedCorpus
+) -> None:
+    run = run_of(tmp_path, CONFIG, data, corpus)
+    seen: list[int] = []
+    with run.locked():
+        train(CONFIG, corpus, run, device=CPU, report=lambda progress: seen.append(progress.step))
+    record = run.classes()
+    assert seen == list(range(1, 13))
+    assert record["step"].values.tolist() == [5, 10, 12]
+    assert [row["step"] for row in run.scalars()] == [5, 10, 12]
+    counts = torch.zeros(corpus.vocab_size, dtype=torch.int64)
+    for batch in range(5):
+        rows = corpus.tokens[batch_rows(CONFIG, 24, batch).numpy(), 1:].astype(np.int64)
+        counts += torch.bincount(torch.from_numpy(rows.flatten()), minlength=corpus.vocab_size)
+    assert record["count"].values[0].tolist() == counts.tolist()
+    assert record["final_count"].values.tolist() == corpus.class_counts.tolist()
+    for row, step in zip(run.scalars(), range(3), strict=True):
+        weights = record["count"].values[step]
+        average = np.nansum(record["loss"].values[step] * weights) / weights.sum()
+        assert row["loss"] == pytest.approx(average, rel=1e-12)
+    assert record["final_loss"].values[corpus.class_counts > 0].max() < 20
+    assert not list(run.folder.glob("*.pt"))
+
+
+def test_two_half_batches_make_the_step_of_one(
+    tmp_path: Path, data: DataConfig, corpus: PreparedCorpus
+) -> None:
+    losses = []
+    for batch_size, accumulation in ((4, 1), (2, 2)):
+        config = RunConfig(
+            steps=6, batch_size=batch_size, accumulation=accumulation, learning_rate=1e-3
+        )
+        run = run_of(tmp_path, config, data, corpus)
+        with run.locked():
+            train(config, corpus, run, device=CPU)
+        losses.append(run.classes()["final_loss"].values)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_a_run_that_diverges_says_so_and_publishes_nothing(
+    tmp_path: Path, data: DataConfig, corpus: PreparedCorpus
+) -> None:
+    config = RunConfig(steps=20, batch_size=4, evaluate_every=4, learning_rate=1e20)
+    run = run_of(tmp_path, config, data, corpus)
+    with run.locked(), pytest.raises(Diverged, match="step"):
+        train(config, corpus, run, device=CPU)
+    assert not (run.folder / "classes.nc").exists()
+
+
+def test_golden_losses(tmp_path: Path, data: DataConfig, corpus: PreparedCorpus) -> None:
+    """A change that should not change the numbers does not: compared with a file kept beside."""
+    config = RunConfig(
+        model="openelm-tiny", steps=50, batch_size=4, evaluate_every=10, learning_rate=3e-3
+    )
+    run = run_of(tmp_path, config, data, corpus)
+    with run.locked():
+        train(config, corpus, run, device=CPU)
+    golden = np.loadtxt(Path(__file__).with_name("golden_losses.txt"))
+    assert [row["loss"] for row in run.scalars()] == pytest.approx(golden.tolist(), rel=2e-4)
