@@ -20,10 +20,7 @@ from vision_appendix.imbalanced_cifar10 import LabelledImages
 def training_batch(
     config: TrainingConfig, data: LabelledImages, seed: int, step: int
 ) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, " B"]]:
-    """The augmented images and the classes of a step, on the device of the data.
-
-    Raises ValueError if the images are too small for the crop or the cutout.
-    """
+    """The augmented images and the classes of a step, on the device of the data."""
     choices = torch.from_numpy(draw_choices(config, seed, step, *data.images.shape[:2]))
     device = data.images.device
     if device.type == "cuda":
@@ -36,11 +33,6 @@ def draw_choices(
 ) -> np.ndarray:
     """(B, 6) int64: the image, its vertical and horizontal shift, 1 if it is mirrored, and the
     upper left corner of its blank square."""
-    if config.crop_padding >= size or config.cutout > size:
-        raise ValueError(
-            f"crop_padding is {config.crop_padding} and cutout {config.cutout}; expected less "
-            f"than the {size} pixels of an image"
-        )
     random = np.random.default_rng((seed, step, 1))
     batch, padding = config.batch_size, config.crop_padding
     choices = np.empty((batch, 6), dtype=np.int64)
@@ -49,6 +41,15 @@ def draw_choices(
     choices[:, 3] = random.integers(0, 2, batch) if config.flip else 0
     choices[:, 4:] = random.integers(0, size - config.cutout + 1, (batch, 2))
     return choices
+
+
+def check_size(config: TrainingConfig, size: int) -> None:
+    """Raises ValueError if images of this size are too small for the crop or the cutout."""
+    if config.crop_padding >= size or config.cutout > size:
+        raise ValueError(
+            f"crop_padding is {config.crop_padding} and cutout {config.cutout}; expected less "
+            f"than the {size} pixels of an image"
+        )
 
 
 def batch_rows(batch_size: int, seed: int, step: int, num_images: int) -> np.ndarray:

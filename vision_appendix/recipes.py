@@ -11,17 +11,16 @@ def digits() -> SweepConfig:
     """The effect in seconds on two CPU cores: 8 x 8 handwritten digits, which are not mirrored."""
     return SweepConfig(
         study="digits",
-        weight_decays=(0.0, 0.01, 0.03, 0.1),
-        seeds=(0, 1, 2),
+        weight_decays=(0.0, 3e-3, 1e-2, 3e-2),
         training=TrainingConfig(
-            epochs=20,
-            batch_size=32,
-            learning_rate=0.1,
-            width=8,
+            epochs=60,
+            batch_size=64,
+            learning_rate=0.2,
+            width=16,
             crop_padding=1,
             flip=False,
             cutout=0,
-            evaluate_every=5,
+            evaluate_every=6,
         ),
         data=DataConfig(dataset="digits"),
     )

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from frequency_bins import ClassMetrics, Run, RunInUse, run_id
 from frequency_bins.command_line import one_line
+from vision_appendix.augmentation import check_size
 from vision_appendix.configs import RunConfig, SweepConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages, load_images, resolve_counts
 from vision_appendix.training import (
@@ -106,6 +107,7 @@ def plan(config: SweepConfig, *, steps: int = 3) -> list[tuple[Cell, float | Non
 
 def resolve_cells(config: SweepConfig, data: LabelledImages) -> list[Cell]:
     """The grid's runs with their class counts; ValueError if one cannot be had from the data."""
+    check_size(config.training, data.images.shape[1])
     return [Cell(config=cell, class_counts=resolve_counts(cell, data)) for cell in config.cells()]
 
 

@@ -286,7 +286,7 @@ class WindowHistory:
         for prefix, seen in (("", metrics), ("test_", test)):
             count = seen.count.sum()
             scalars[prefix + "loss"] = float(seen.loss_sum.sum() / count)
-            scalars[prefix + "accuracy"] = float(seen.correct.sum() / count)
+            scalars[prefix + "accuracy"] = float(seen.correct.sum().double() / count)
             for name in ("count", "loss", "accuracy"):
                 self._arrays[prefix + name].append(getattr(seen, name).cpu())
         metrics.reset()

@@ -8,7 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision_appendix.augmentation import augment, batch_rows, draw_choices, training_batch
+from vision_appendix.augmentation import (
+    augment,
+    batch_rows,
+    check_size,
+    draw_choices,
+    training_batch,
+)
 from vision_appendix.configs import TrainingConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages
 
@@ -94,4 +100,4 @@ def test_choices_cover_their_range() -> None:
 @pytest.mark.parametrize("changes", [{"crop_padding": SIZE}, {"cutout": SIZE + 1}])
 def test_images_too_small_are_named(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"the {SIZE} pixels"):
-        training_batch(TrainingConfig(**changes), images(), 0, 0)
+        check_size(TrainingConfig(**changes), SIZE)
