@@ -1,4 +1,4 @@
-"""python -m reports build | demo"""
+"""python -m reports build | export | compare | demo"""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import tyro
 
 from frequency_bins import write_atomically
 from frequency_bins.command_line import parse_options, run_command
-from reports.groups import collect
+from reports import tables
+from reports.export import export
+from reports.groups import Collection, collect, joined
 from reports.page import render
+from reports.table_views import comparison_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,28 @@ class Build:
     """Folders runs/<study>."""
     out: Path | None = None
     """Where the page goes; by default report.html in the study's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write figures (SVG, PDF) and tables (CSV, parquet, LaTeX) of one or more studies."""
+
+    studies: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
+    """Folders runs/<study>."""
+    out: Path | None = None
+    """Folder for the files; by default export/ in the study's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Write one page that sets two studies side by side."""
+
+    first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
+    """A folder runs/<study>."""
+    second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
+    """The folder of the other."""
+    out: Path | None = None
+    """Where the page goes; by default compare-<second>.html in the first study's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,44 +66,90 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     options = parse_options(
-        Build | Demo, argv, prog="python -m reports", description="Figures, tables, one page."
+        Build | Export | Compare | Demo,
+        argv,
+        prog="python -m reports",
+        description="Figures, tables and one page from runs/<study>.",
     )
-    return build(options) if isinstance(options, Build) else demo(options)
+    match options:
+        case Build():
+            return build(options)
+        case Export():
+            return export_files(options)
+        case Compare():
+            return compare(options)
+        case _:
+            return demo(options)
 
 
 def build(options: Build) -> int:
     """Build the page and print its path."""
-    if not options.studies:
-        raise ValueError("no study is named; expected one or more folders runs/<study>")
-    out = options.out
-    if out is None:
-        if len(options.studies) > 1:
-            raise ValueError(
-                f"{len(options.studies)} studies share one page; expected --out FILE.html"
-            )
-        out = options.studies[0] / "report.html"
-    if out.is_dir():
-        raise ValueError(f"--out is {out}, a folder; expected a file")
-    if options.out is not None and not out.parent.is_dir():
-        raise ValueError(f"--out is {out}; expected a file in a folder that exists")
+    out = _file(options.out, _beside(options.studies, options.out) / "report.html")
     collection = collect(options.studies)
     write_atomically(out, render(collection).encode("utf-8"))
-    for problem in collection.problems:
-        print(f"skipped {problem.path}: {problem.reason}", file=sys.stderr)
-    print(out)
-    return 1 if collection.problems else 0
+    return _done(out, collection)
+
+
+def export_files(options: Export) -> int:
+    """Write the files and print their folder."""
+    out = options.out or _beside(options.studies, options.out) / "export"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out is {out}, a file; expected a folder")
+    collection = collect(options.studies)
+    if not collection.groups:
+        raise ValueError(
+            f"no run of {', '.join(collection.studies)} is finished; nothing to export"
+        )
+    export(collection.groups, out)
+    return _done(out, collection)
+
+
+def compare(options: Compare) -> int:
+    """Build the page of two studies side by side and print its path."""
+    default = options.first / f"compare-{options.second.resolve().name}.html"
+    out = _file(options.out, default)
+    sides = [collect([folder]) for folder in (options.first, options.second)]
+    names = ["/".join(side.studies) for side in sides]
+    frame = tables.comparison(*(side.groups for side in sides))
+    views = [comparison_view(frame, *names)] if len(frame) else []
+    both = joined(*sides)
+    write_atomically(out, render(both, first_tables=views).encode("utf-8"))
+    return _done(out, both)
 
 
 def demo(options: Demo) -> int:
     """Run the demo sweep and build its page."""
     # Here, so that `build` needs neither transformers nor its seconds of import.
     from llm_experiments.recipes import demo as demo_recipe
-    from llm_experiments.recipes import study_folder
     from llm_experiments.sweep import sweep
 
-    config = demo_recipe()
-    sweep(config)
-    return build(Build(studies=(study_folder(config),), out=options.out))
+    grids = demo_recipe()
+    sweep(*grids)
+    return build(Build(studies=(grids[0].study_folder,), out=options.out))
+
+
+def _beside(studies: Sequence[Path], out: Path | None) -> Path:
+    """The folder that the output of these studies goes to where --out does not say."""
+    if not studies:
+        raise ValueError("no study is named; expected one or more folders runs/<study>")
+    if len(studies) > 1 and out is None:
+        raise ValueError(f"{len(studies)} studies share one output; expected --out")
+    return studies[0]
+
+
+def _file(named: Path | None, default: Path) -> Path:
+    if named is None:
+        return default
+    if named.is_dir() or not named.parent.is_dir():
+        raise ValueError(f"--out is {named}; expected a file in a folder that exists")
+    return named
+
+
+def _done(out: Path, collection: Collection) -> int:
+    for problem in collection.problems:
+        print(f"skipped {problem.path}: {problem.reason}", file=sys.stderr)
+    print(out)
+    return 1 if collection.problems else 0
 
 
 if __name__ == "__main__":

@@ -15,11 +15,22 @@ from typing import ParamSpec
 
 import matplotlib
 import numpy as np
-import torch
 import xarray as xr
 from matplotlib.axes import Axes
 
-from reports.groups import count_range, describe, end_bins, over_seeds, weight_decays
+from frequency_bins import coverage, percentile
+from reports.groups import (
+    corpus,
+    count_range,
+    describe,
+    display_label,
+    display_text,
+    effective_counts,
+    end_bins,
+    loss_weight_exponent,
+    over_seeds,
+    weight_decays,
+)
 from reports.style import (
     CLOUD,
     COMMON,
@@ -35,7 +46,7 @@ from reports.style import (
     loss_axis,
     plain_number,
 )
-from ufm import CriticalCountFit
+from reports.tables import law_loss
 
 P = ParamSpec("P")
 Draw = Callable[P, ReportFigure]
@@ -87,6 +98,53 @@ def figure_1(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
 
 
 @styled
+def figure_2(group: xr.Dataset, tokens: Sequence[str], *, narrow: bool = False) -> ReportFigure:
+    """A text with its rare and its frequent tokens in two colours (Figure 2).
+
+    `tokens`: labels of the group's classes in the order of the text, each with the space before
+    it that is part of it. Rare is below the 99th percentile of the counts of the tokens that
+    occur, the paper's threshold. Raises ValueError for a label that is no class.
+    """
+    counts = dict(zip(group["label"].values.tolist(), group["class_count"].values, strict=True))
+    if unknown := [token for token in tokens if token not in counts]:
+        raise ValueError(f"token {unknown[0]!r} is not in the vocabulary of {group.attrs['name']}")
+    threshold = percentile(group["class_count"].values, 99)
+    columns = 44 if narrow else 96
+    cells, column, row = [], 0, 0
+    for token in tokens:
+        shown = display_text(token.replace("Ġ", " "))
+        if column and column + len(shown) > columns:
+            column, row, shown = 0, row + 1, shown.lstrip(" ")
+        cells.append((column, row, shown, counts[token] < threshold))
+        column += len(shown)
+    width, line = (3.6 if narrow else 7.6), 0.2
+    height = line * (row + 1)
+    figure = ReportFigure(figsize=(width, height))
+    for column, row, shown, rare in cells:
+        figure.text(
+            column / columns,
+            1 - (row + 0.75) * line / height,
+            shown.lstrip(" ").rjust(len(shown), "\u00a0"),
+            color=RARE if rare else COMMON,
+            fontweight="bold" if rare else "normal",
+            family="monospace",
+            fontsize=72 * width / columns / 0.602,
+        )
+    number = sum(rare for *_, rare in cells)
+    figure.name, figure.title = "Figure 2", "A text by the frequency of its tokens"
+    figure.caption = _caption(
+        f"Orange and bold: tokens seen fewer than {threshold:,.0f} times in training (the 99th "
+        "percentile of the counts of the tokens that occur); blue: the others.",
+        [group],
+        runs=False,
+    )
+    figure.alt = f"{number} of {len(cells)} tokens of the text are rare: " + "".join(
+        f"[{shown.strip()}]" if rare else shown for *_, shown, rare in cells
+    )
+    return figure
+
+
+@styled
 def figure_3a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     """Share of all tokens that the most frequent classes make up (Figure 3a)."""
     figure, axes = _panels(groups, narrow)
@@ -127,6 +185,43 @@ def figure_3a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
         runs=False,
     )
     figure.alt = "Coverage curve: " + ", ".join(said)
+    return figure
+
+
+@styled
+def figure_3b(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Share of rare tokens by vocabulary size, one line a corpus (Figure 3b)."""
+    figure, (axis,) = _panels(groups[:1], narrow)
+    figure.name, figure.title = "Figure 3b", "Share of rare tokens by vocabulary size"
+    axis.set_title("")
+    points: dict[str, dict[int, float]] = {}
+    for group in groups:
+        rare = 100 * (1 - coverage(group["class_count"].values, 0.95))
+        points.setdefault(corpus(group), {})[group.sizes["class"]] = rare
+    colours = decay_colours(list(range(len(points))))
+    ends = []
+    for (name, shares), colour in zip(points.items(), colours.values(), strict=True):
+        sizes = sorted(shares)
+        axis.plot(sizes, [shares[size] for size in sizes], "o-", color=colour)
+        ends.append((sizes[-1], shares[sizes[-1]], name, colour))
+    axis.set_xscale("log")
+    axis.set_xticks(sorted({size for shares in points.values() for size in shares}))
+    axis.minorticks_off()
+    axis.xaxis.set_major_formatter(plain_number)
+    axis.set_ylim(0, 100)
+    label_ends(axis, ends)
+    axis.set_xlabel("vocabulary size V")
+    axis.set_ylabel("rare entries, % of the vocabulary")
+    figure.caption = _caption(
+        "Entries of the vocabulary outside the most frequent ones that make up 95 % of the text.",
+        groups,
+        runs=False,
+    )
+    figure.alt = "Share of rare tokens: " + "; ".join(
+        f"{name} {share:.3g} % at V = {size:,}"
+        for name, shares in points.items()
+        for size, share in sorted(shares.items())
+    )
     return figure
 
 
@@ -305,6 +400,38 @@ def figure_8(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
 
 
 @styled
+def figure_9(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Test accuracy of each class, the rarest first, one line a weight decay (Figure 9)."""
+    figure, axes = _panels(groups, narrow, height=3.4, sharex=False)
+    figure.name, figure.title = "Figure 9", "Test accuracy of each class"
+    decays = weight_decays(groups)
+    colours = decay_colours(decays)
+    said = []
+    for axis, group in zip(axes, groups, strict=True):
+        order = np.argsort(group["class_count"].values, kind="stable")
+        band = over_seeds(group, "test_accuracy").isel({"class": order})
+        for decay in band["weight_decay"].values:
+            at = 100 * band[["mean", "half_width"]].sel(weight_decay=decay)
+            _band(axis, np.arange(len(order)), at, colours[float(decay)])
+        names = [display_label(str(label)) for label in group["label"].values[order]]
+        counts = group["class_count"].values[order]
+        ticks = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
+        axis.set_xticks(range(len(order)), ticks, rotation=45, ha="right", rotation_mode="anchor")
+        axis.set_ylim(0, 103)
+        rare = band["mean"].isel({"class": 0})
+        said.append(f"{group.attrs['name']}: rarest class {_ends(100 * rare, unit=' %')}")
+    axes[0].set_ylabel("test accuracy (%)")
+    _decay_key(figure, decays)
+    figure.caption = _caption(
+        "Accuracy on the test set after the last step, classes in order of their training count "
+        "(in brackets).",
+        groups,
+    )
+    figure.alt = "Test accuracy by class. " + "; ".join(said)
+    return figure
+
+
+@styled
 def theory_over_losses(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     """Measured loss against count with the corrected law at its fitted n_c, a panel a decay."""
     cells = [(group, decay) for group in groups for decay in weight_decays([group])]
@@ -324,6 +451,9 @@ def theory_over_losses(*groups: xr.Dataset, narrow: bool = False) -> ReportFigur
             axis.tick_params(labelleft=first)
             if first:
                 axis.set_ylabel("loss (nats)")
+                axis.set_title(
+                    f"{group.attrs['name']}\n{axis.get_title('left').strip()}", fontsize=8.5
+                )
         place += -(-len(weight_decays([group])) // columns) * columns
     for axis in axes:
         if not axis.has_data():
@@ -331,7 +461,8 @@ def theory_over_losses(*groups: xr.Dataset, narrow: bool = False) -> ReportFigur
     figure.caption = _caption(
         "Grey: every token. Points: the mean of each frequency bin. Line: the corrected law "
         "loss = −log(1 − (1 − 1/V)·√(n_c/n)), flat at log V for n ≤ n_c, with the critical count "
-        "n_c fitted to all tokens of a run; R² is over the tokens.",
+        "n_c fitted to all tokens of a run; R² is over the tokens, in 1 − exp(−loss). With loss "
+        "weights a, n stands for a²n.",
         groups,
     )
     figure.alt = "Loss against count with the fitted law. " + "; ".join(said)
@@ -372,14 +503,16 @@ def critical_count(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     return figure
 
 
-def _grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[ReportFigure, list[Axes]]:
+def _grid(
+    rows: int, columns: int, size: tuple[float, float], *, sharex: bool = True
+) -> tuple[ReportFigure, list[Axes]]:
     figure = ReportFigure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    axes = figure.subplots(rows, columns, sharex=sharex, sharey=True, squeeze=False)
     return figure, list(axes.flat)
 
 
 def _panels(
-    groups: Sequence[xr.Dataset], narrow: bool, height: float = 2.9
+    groups: Sequence[xr.Dataset], narrow: bool, height: float = 2.9, *, sharex: bool = True
 ) -> tuple[ReportFigure, list[Axes]]:
     """One titled panel a group: up to two side by side, one under the other where narrow."""
     if not groups:
@@ -387,7 +520,8 @@ def _panels(
     columns = 1 if narrow else min(len(groups), 2)
     rows = -(-len(groups) // columns)
     width = 3.6 if narrow else 4.6 * columns
-    figure, axes = _grid(rows, columns, (width, (height - 0.2 * narrow) * rows))
+    size = (width, (height - 0.2 * narrow) * rows)
+    figure, axes = _grid(rows, columns, size, sharex=sharex)
     for axis in axes[len(groups) :]:
         axis.remove()
     for axis, group in zip(axes, groups, strict=False):
@@ -402,11 +536,14 @@ def _decay_lines(
     """Mean and seed band against weight decay for each (band, label, colour)."""
     decays = lines[0][0]["weight_decay"].values
     for band, _, colour in lines:
-        mean, half = band["mean"].values, band["half_width"].values
-        axis.fill_between(decays, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
-        axis.plot(decays, mean, "o-", color=colour)
+        _band(axis, decays, band, colour)
     axis.set_ylim(bottom=0)
-    axis.set_xticks(decays)
+    apart = 0.04 * (decays[-1] - decays[0])
+    ticks = [
+        decays[0],
+        *(at for at, last in zip(decays[1:], decays, strict=False) if at - last > apart),
+    ]
+    axis.set_xticks(ticks)
     axis.xaxis.set_major_formatter(plain_number)
     axis.set_xlabel("weight decay λ")
     if spread:
@@ -433,23 +570,20 @@ def _bin_range(group: xr.Dataset, place: int) -> str:
 
 def _bin_lines(axis: Axes, group: xr.Dataset, band: xr.Dataset, decays: Sequence[float]) -> None:
     colours = decay_colours(decays)
-    middles = _bin_middles(group)
     for decay in band["weight_decay"].values:
         at = band.sel(weight_decay=decay)
-        mean, half = at["mean"].values, at["half_width"].values
-        drawn = np.isfinite(mean)
-        colour = colours[float(decay)]
-        axis.fill_between(
-            middles[drawn],
-            (mean - half)[drawn],
-            (mean + half)[drawn],
-            color=colour,
-            alpha=0.18,
-            linewidth=0,
-        )
-        axis.plot(middles[drawn], mean[drawn], "o-", color=colour)
+        _band(axis, _bin_middles(group), at, colours[float(decay)])
     count_axis(axis, float(group["bin_high"].values.max()))
     axis.set_xlabel("training count (log scale)")
+
+
+def _band(axis: Axes, x: np.ndarray, band: xr.Dataset, colour: str) -> None:
+    """A line of means with its seed band, where there is a mean."""
+    drawn = np.isfinite(band["mean"].values)
+    mean, half = band["mean"].values[drawn], band["half_width"].values[drawn]
+    shade = {"color": colour, "alpha": 0.18, "linewidth": 0}
+    axis.fill_between(x[drawn], mean - half, mean + half, **shade)
+    axis.plot(x[drawn], mean, "o-", color=colour)
 
 
 def _bin_sizes(axis: Axes, group: xr.Dataset) -> None:
@@ -511,7 +645,6 @@ def _cloud(
 def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str, highest: float) -> str:
     chosen = group["weight_decay"].values == decay
     counts = group["class_count"].values
-    vocab_size = group.sizes["class"]
     values = group["loss"].values[chosen].mean(axis=0)
     drawn = (counts > 0) & np.isfinite(values)
     axis.scatter(
@@ -526,16 +659,11 @@ def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str, highest
     )
     fitted = float(group["critical_count"].values[chosen].mean())
     r_squared = float(group["r_squared"].values[chosen].mean())
-    if math.isfinite(fitted):
-        grid = np.geomspace(1, counts.max(), 200)
-        law = CriticalCountFit(
-            critical_count=fitted,
-            r_squared=r_squared,
-            residuals=torch.empty(0),
-            vocab_size=vocab_size,
-        )
-        axis.plot(grid, law.loss(grid).numpy(), color=INK, linewidth=1.3)
-    axis.set_title(f"{group.attrs['name']}\nλ = {decay:g}", fontsize=8.5)
+    grid = np.geomspace(1, counts.max(), 200)
+    effective = effective_counts(grid, counts, loss_weight_exponent(group.attrs["config"]))
+    curve = law_loss(effective, fitted, vocab_size=group.sizes["class"])
+    axis.plot(grid, curve, color=INK, linewidth=1.3)
+    axis.set_title(f"\nλ = {decay:g}", fontsize=8.5)
     axis.text(
         0.97,
         0.97,

@@ -115,6 +115,22 @@ def collect(folders: Sequence[Path]) -> Collection:
     )
 
 
+def joined(*sides: Collection) -> Collection:
+    """Collections as one, every group named after its study too."""
+    groups = [
+        group.assign_attrs(name=f"{'/'.join(side.studies)}: {group.attrs['name']}")
+        for side in sides
+        for group in side.groups
+    ]
+    return Collection(
+        studies=tuple(study for side in sides for study in side.studies),
+        groups=tuple(groups),
+        manifests={run: manifest for side in sides for run, manifest in side.manifests.items()},
+        unfinished=tuple(note for side in sides for note in side.unfinished),
+        problems=tuple(note for side in sides for note in side.problems),
+    )
+
+
 def _reduce_all(
     finished: Sequence[tuple[Path, Run, dict[str, Any]]],
 ) -> Iterable[tuple[xr.Dataset, str] | str]:
@@ -155,6 +171,7 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
             "loss": ("class", loss),
             "accuracy": ("class", accuracy),
             "learning_speed": ("class", speed),
+            "test_accuracy": ("class", _last_test_accuracy(record)),
             "trajectory": (("checkpoint", "class"), trajectory[picked].astype(np.float32)),
             **_scalars(manifest["config"], counts, final_count, loss, accuracy),
             **_bin_variables(bins, loss, accuracy, speed),
@@ -174,6 +191,23 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
         digest.update(part.tobytes())
     digest.update(str(manifest.get("data_hash")).encode())
     return data, digest.hexdigest()
+
+
+def loss_weight_exponent(config: Mapping[str, Any]) -> float:
+    """g of the loss weights n_k^-g; 0 where the config has none."""
+    return float(config.get("loss_weight_exponent") or 0)
+
+
+def effective_counts(at: np.ndarray, counts: np.ndarray, exponent: float) -> np.ndarray:
+    """a^2 n at the counts `at`: where the unweighted law has the loss that weights a ~ n^-g give.
+
+    a_k is scaled so that sum a_k n_k = N over `counts` (THEORY section 5: r_k holds a_k sqrt(n_k)).
+    Zero counts stay zero.
+    """
+    n = counts[counts > 0].astype(np.float64)
+    scale = n.sum() / (n ** (1 - exponent)).sum()
+    powers = np.power(at, 1 - 2 * exponent, where=at > 0, out=np.zeros(len(at)))
+    return np.asarray(scale**2 * powers)
 
 
 def over_seeds(group: xr.Dataset, name: str) -> xr.Dataset:
@@ -226,12 +260,21 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def corpus(group: xr.Dataset) -> str:
+    """The name of the data a group was trained on."""
+    config = group.attrs["config"]
+    return str(config.get("corpus") or config.get("dataset") or "an unnamed corpus")
+
+
 def describe(group: xr.Dataset, *, seeds_too: bool = True) -> str:
     """What a group was run on, for captions: "imdb, 600 steps, V = 32,005, seed 0 (n = 1 ...)"."""
     config = group.attrs["config"]
-    parts = [str(config.get("corpus", "an unnamed corpus"))]
-    if seeds_too and "steps" in config:
-        parts.append(f"{config['steps']:,} steps")
+    parts = [corpus(group)]
+    parts += [
+        f"{config[name]:,} {name}"
+        for name in ("steps", "epochs")
+        if seeds_too and isinstance(config.get(name), int)
+    ]
     parts.append(f"V = {group.sizes['class']:,}")
     if seeds_too:
         seeds = sorted(set(group["seed"].values.tolist()))
@@ -251,6 +294,13 @@ def count_range(low: int, high: int) -> str:
     return f"{low:,}" if high - low == 1 else f"{low:,}–{high - 1:,}"
 
 
+def _last_test_accuracy(record: xr.Dataset) -> np.ndarray:
+    """(class): accuracy on test data in the last window; NaN where the run has none."""
+    if "test_accuracy" in record:
+        return np.asarray(record["test_accuracy"].values[-1])
+    return np.full(record.sizes["class"], math.nan)
+
+
 def _scalars(
     config: Mapping[str, Any],
     counts: np.ndarray,
@@ -266,18 +316,14 @@ def _scalars(
         "token_balanced_perplexity": float(perplexity(balanced)),
         "token_balanced_accuracy": float(token_balanced_accuracy(final_count, accuracy)),
         "neglected": float(np.count_nonzero(accuracy[occurs] == 0)),
-        "critical_count": math.nan,
-        "r_squared": math.nan,
-        "predicted_neglected": math.nan,
     }
-    if not config.get("loss_weight_exponent"):  # the law below is that of the unweighted loss
-        fit = fit_critical_count(counts[occurs], loss[occurs], vocab_size=len(counts))
-        scalars["critical_count"] = float(fit.critical_count)
-        scalars["r_squared"] = float(fit.r_squared)
-        scalars["predicted_neglected"] = float(
-            np.count_nonzero(counts[occurs] <= fit.critical_count)
-        )
-    return scalars
+    effective = effective_counts(counts, counts, loss_weight_exponent(config))[occurs]
+    fit = fit_critical_count(effective, loss[occurs], vocab_size=len(counts))
+    return scalars | {
+        "critical_count": fit.critical_count,
+        "r_squared": fit.r_squared,
+        "predicted_neglected": float(np.count_nonzero(effective <= fit.critical_count)),
+    }
 
 
 def _bin_variables(
@@ -292,12 +338,12 @@ def _bin_variables(
     ends = [loss[index == place] for place in (index[index >= 0].min(), index.max())]
     ends = [end[np.isfinite(end)] for end in ends]
     variables["fairness_gap"] = float(ends[0].mean() - ends[1].mean())
-    variables["fairness_gap_half_width"] = _welch_half_width(*ends)
+    variables["fairness_gap_half_width"] = welch_half_width(*ends)
     return variables
 
 
-def _welch_half_width(first: np.ndarray, second: np.ndarray) -> float:
-    """95 % half width of the difference of two means over classes; NaN for a single class."""
+def welch_half_width(first: np.ndarray, second: np.ndarray) -> float:
+    """95 % half width of the difference of two means; NaN where one is of a single value."""
     if min(len(first), len(second)) < 2:
         return math.nan
     parts = [float(values.var(ddof=1)) / len(values) for values in (first, second)]
@@ -327,10 +373,11 @@ def _group(settings: str, runs: Sequence[xr.Dataset]) -> xr.Dataset:
     """Comparable runs along `run`, by weight decay and seed.
 
     Dims run, class, bin, checkpoint. Per class: loss, accuracy (final), learning_speed,
-    trajectory (checkpoint, class). Per bin: bin_loss, bin_accuracy, bin_learning_speed, each with
-    _std over the classes. Per run: average_loss, token_balanced_loss, token_balanced_perplexity,
-    token_balanced_accuracy, fairness_gap and its half width, critical_count, r_squared,
-    neglected, predicted_neglected. Losses in nats.
+    test_accuracy (last window, NaN without test data), trajectory (checkpoint, class). Per bin:
+    bin_loss, bin_accuracy, bin_learning_speed, each with _std over the classes. Per run:
+    average_loss, token_balanced_loss, token_balanced_perplexity, token_balanced_accuracy,
+    fairness_gap and its half width, critical_count, r_squared, neglected, predicted_neglected.
+    Losses in nats.
     """
     runs = sorted(runs, key=lambda run: run.attrs["cell"])
     cells = [run.attrs["cell"] for run in runs]
@@ -362,20 +409,27 @@ def _named(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
     """Groups in order of names that tell them apart: the model, then whatever field differs."""
     configs = [group.attrs["config"] for group in groups]
     names = [str(config.get("model", "model")) for config in configs]
-    fields = sorted({name for config in configs for name in config} - {"model"})
+    fields = sorted(
+        {name for config in configs for name in config} - {"model"},
+        key=lambda field: (max(len(str(config.get(field))) for config in configs), field),
+    )
     for field in fields:
         if len(set(names)) == len(names):
             break
-        shown = [str(config.get(field)) for config in configs]
+        shown = [_shown(config.get(field)) for config in configs]
         told = {(name, value) for name, value in zip(names, shown, strict=True)}
         if len(told) > len(set(names)):
-            names = [f"{name}, {field} {value}" for name, value in zip(names, shown, strict=True)]
-    for place, name in enumerate(names):
-        if names.count(name) > 1:  # same settings, other data
-            names[place] = f"{name} (data {place + 1})"
+            label = field.replace("_", " ")
+            names = [f"{name}, {label} {value}" for name, value in zip(names, shown, strict=True)]
+    twice = {name for name in names if names.count(name) > 1}  # same settings, other data
+    names = [f"{name} (data {i})" if name in twice else name for i, name in enumerate(names, 1)]
     for group, name in zip(groups, names, strict=True):
         group.attrs["name"] = name
     return tuple(sorted(groups, key=lambda group: group.attrs["name"]))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _cell(config: Mapping[str, Any]) -> tuple[float, int]:

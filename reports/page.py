@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
-import math
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import matplotlib
-import pandas as pd
 import xarray as xr
 from markupsafe import Markup
 
-from reports import figures, tables
+from reports import figures
 from reports.answer import answer
-from reports.groups import Collection, display_text, weight_decays
+from reports.groups import Collection, corpus, display_text, weight_decays
 from reports.style import DARK, STYLE, ReportFigure, dark_decay_colours, decay_colours
+from reports.table_views import TableView, run_table, table_views
 from reports.token_search import pack
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,9 +33,12 @@ FIGURES: tuple[Callable[..., ReportFigure], ...] = (
     figures.theory_over_losses,
     figures.critical_count,
     figures.figure_6a,
+    figures.figure_6b,
     figures.figure_5,
 )
 CORPUS_FIGURES = (figures.figure_8, figures.figure_3a)
+MOST_NAMED_CLASSES = 50
+Drawing = tuple[Callable[..., ReportFigure], tuple[xr.Dataset, ...]]
 ENVIRONMENT_FIELDS = ("device", "git_commit", "data_hash", "command")
 
 
@@ -50,19 +53,11 @@ class FigureView:
     full_width: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableView:
-    """A table of text: `bodies` are (heading, rows), and a row's first cell is its header."""
+def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) -> str:
+    """The page as HTML, with `first_tables` before its own.
 
-    key: str
-    title: str
-    caption: str
-    head: Sequence[str]
-    bodies: Sequence[tuple[str, Sequence[Sequence[str]]]]
-
-
-def render(collection: Collection) -> str:
-    """The page as HTML. Works with no finished run at all: it then lists what there is."""
+    Works with no finished run at all: it then lists what there is.
+    """
     groups = collection.groups
     decays = weight_decays(groups)
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
@@ -73,10 +68,10 @@ def render(collection: Collection) -> str:
             studies=[display_text(study) for study in collection.studies],
             answer=answer(groups),
             figures=figure_views(groups),
-            tables=table_views(groups),
+            tables=[*first_tables, *table_views(groups)],
             search=pack(groups) if groups else None,
             decays=decays,
-            runs=_run_table(collection),
+            runs=run_table(groups, collection.manifests),
             manifests=len(collection.manifests),
             environment=_environment_rows(collection),
             configs=[_config_rows(group) for group in groups],
@@ -90,15 +85,30 @@ def render(collection: Collection) -> str:
     )
 
 
-def figure_views(groups: Sequence[xr.Dataset]) -> list[FigureView]:
-    """Every figure of the page, drawn for both widths."""
+def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
+    """The figures that these groups have the data for, each with the groups it shows."""
     if not groups:
         return []
-    drawn = [(draw, tuple(groups)) for draw in FIGURES]
-    drawn += [(draw, _distinct_corpora(groups)) for draw in CORPUS_FIGURES]
+    corpora = _distinct_corpora(groups)
+    found: list[Drawing] = [(draw, tuple(groups)) for draw in FIGURES]
+    found += [(draw, corpora) for draw in CORPUS_FIGURES]
+    if len({group.sizes["class"] for group in corpora}) > 1:
+        found.append((figures.figure_3b, corpora))
+    tested = tuple(
+        group
+        for group in groups
+        if group.sizes["class"] <= MOST_NAMED_CLASSES and group["test_accuracy"].notnull().any()
+    )
+    if tested:
+        found.insert(0, (figures.figure_9, tested))
+    return found
+
+
+def figure_views(groups: Sequence[xr.Dataset]) -> list[FigureView]:
+    """Every figure of the page, drawn for both widths."""
     decays = weight_decays(groups)
     views = []
-    for draw, shown in drawn:
+    for draw, shown in drawings(groups):
         wide, narrow = draw(*shown), draw(*shown, narrow=True)
         key = draw.__name__.replace("_", "-")
         views.append(
@@ -116,7 +126,8 @@ def figure_views(groups: Sequence[xr.Dataset]) -> list[FigureView]:
 def inline_svg(figure: ReportFigure, key: str, decays: Sequence[float]) -> Markup:
     """A figure as an SVG element: colours follow the page's theme, ids are this figure's alone."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.fonttype": "none", "svg.hashsalt": key}):
+    style = STYLE | {"svg.fonttype": "none", "svg.hashsalt": key}
+    with matplotlib.rc_context(style), missing_glyphs_allowed():
         figure.savefig(buffer, format="svg", dpi=160, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -131,59 +142,12 @@ def inline_svg(figure: ReportFigure, key: str, decays: Sequence[float]) -> Marku
     return Markup(svg)
 
 
-def table_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
-    """Every table of the page."""
-    if not groups:
-        return []
-    seeds = "Mean over seeds ± standard deviation where there is more than one seed."
-    views = [
-        TableView(
-            key="table-1",
-            title="Table 1: training loss and per-token metrics by weight decay",
-            caption=f"At the end of training, over the training set. {seeds}",
-            **_by_decay(tables.table_1(*groups), "metric", _mean_std),
-        ),
-        TableView(
-            key="table-bins",
-            title="Loss by how often a token occurs",
-            caption=f"Mean cross-entropy in nats of the tokens in each frequency bin. {seeds}",
-            **_by_decay(
-                tables.loss_by_bin(*groups).query("tokens > 0"),
-                "count",
-                _mean_std,
-                {"tokens": ("tokens", "{:,}"), "share_of_text": ("of the text", "{:.1%}")},
-            ),
-        ),
-        TableView(
-            key="table-gap",
-            title="Fairness gap",
-            caption="Loss of the rarest bin minus loss of the most frequent bin, in nats, with its "
-            "95 % interval over seeds where there is more than one seed.",
-            **_by_decay(
-                tables.fairness_gap(*groups).assign(what="gap (nats)"), "what", _mean_interval
-            ),
-        ),
-        TableView(
-            key="table-theory",
-            title="Theory against measurement",
-            caption="n_c is the one number fitted to a run's losses. In the theory a token with "
-            "count ≤ n_c is never predicted right; measured are the tokens that the model never "
-            "predicts right. R² is over tokens, in the chance of a miss 1 − exp(−loss).",
-            **_theory_table(groups),
-        ),
-    ]
-    repaired = tables.repair(*groups)
-    if len(repaired):
-        views.append(
-            TableView(
-                key="table-repair",
-                title="Repair: what loss weights and spared parameters change",
-                caption="Each token's loss is weighted by count^−g. Predicted: the corrected "
-                "theory with the n_c fitted at g = 0 and the same weight decay, nothing refitted.",
-                **_repair_table(repaired),
-            )
-        )
-    return views
+@contextlib.contextmanager
+def missing_glyphs_allowed() -> Iterator[None]:
+    """Draw class names in any script: what the font of this machine lacks is shown as a box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def _environment() -> jinja2.Environment:
@@ -232,145 +196,10 @@ def _distinct_corpora(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
     """One group for each distinct set of class counts, named after its corpus."""
     found: dict[tuple[str, bytes], xr.Dataset] = {}
     for group in groups:
-        corpus = str(group.attrs["config"].get("corpus", "corpus"))
-        named = group.assign_attrs(name=corpus)
-        found.setdefault((corpus, group["class_count"].values.tobytes()), named)
+        name = corpus(group)
+        named = group.assign_attrs(name=name)
+        found.setdefault((name, group["class_count"].values.tobytes()), named)
     return tuple(found.values())
-
-
-def _by_decay(
-    frame: pd.DataFrame,
-    row: str,
-    cell: Callable[[Any], str],
-    extra: dict[str, tuple[str, str]] | None = None,
-) -> dict[str, Any]:
-    """Head and bodies of a table with weight decay across and `row` down, a body a group."""
-    extra = extra or {}
-    decays = sorted(frame["weight_decay"].unique())
-    bodies = []
-    for name, part in frame.groupby("runs", sort=False):
-        rows = []
-        for header, cells in part.groupby(row, sort=False):
-            found = {entry.weight_decay: cell(entry) for entry in cells.itertuples()}
-            shown = [form.format(cells[column].iloc[0]) for column, (_, form) in extra.items()]
-            rows.append([str(header), *shown, *(found.get(decay, "") for decay in decays)])
-        numbers = part.groupby("weight_decay")["n"].max()
-        said = f"{numbers.min()}" if numbers.nunique() == 1 else f"{numbers.min()}–{numbers.max()}"
-        bodies.append((f"{name} (n = {said})", rows))
-    head = [
-        "times seen" if row == "count" else "",
-        *(title for title, _ in extra.values()),
-        *(f"λ = {decay:g}" for decay in decays),
-    ]
-    return {"head": head, "bodies": bodies}
-
-
-def _mean_std(entry: Any) -> str:
-    return _plus_minus(entry.mean, entry.std)
-
-
-def _mean_interval(entry: Any) -> str:
-    return _plus_minus(entry.mean, entry.half_width)
-
-
-def _plus_minus(mean: float, spread: float) -> str:
-    if not math.isfinite(mean):
-        return "–"
-    return f"{mean:.3f} ± {spread:.3f}" if math.isfinite(spread) else f"{mean:.3f}"
-
-
-def _number(value: float, form: str = "{:.3f}") -> str:
-    return form.format(value) if math.isfinite(value) else "–"
-
-
-def _theory_table(groups: Sequence[xr.Dataset]) -> dict[str, Any]:
-    frame = tables.theory(*groups)
-    bodies = [
-        (
-            str(name),
-            [
-                [
-                    f"{row.weight_decay:g}",
-                    str(row.n),
-                    _number(row.critical_count, "{:.4g}"),
-                    _number(row.r_squared),
-                    _number(row.predicted_neglected, "{:,.0f}"),
-                    _number(row.neglected, "{:,.0f}"),
-                ]
-                for row in part.itertuples()
-            ],
-        )
-        for name, part in frame.groupby("runs", sort=False)
-    ]
-    head = ["λ", "runs", "n_c", "R²", "neglected, predicted", "neglected, measured"]
-    return {"head": head, "bodies": bodies}
-
-
-def _repair_table(frame: pd.DataFrame) -> dict[str, Any]:
-    bodies = [
-        (
-            f"weight decay {decay:g}",
-            [
-                [
-                    f"g = {row.loss_weight_exponent:g}, decay on {row.decay}",
-                    str(row.n),
-                    *(
-                        _number(getattr(row, name))
-                        for name in (
-                            "average_loss",
-                            "predicted_average",
-                            "token_balanced_loss",
-                            "predicted_balanced",
-                            "fairness_gap",
-                        )
-                    ),
-                ]
-                for row in part.itertuples()
-            ],
-        )
-        for decay, part in frame.groupby("weight_decay")
-    ]
-    head = ["repair", "runs", "average", "predicted", "token-balanced", "predicted", "gap"]
-    return {"head": head, "bodies": bodies}
-
-
-def _run_table(collection: Collection) -> TableView | None:
-    if not collection.groups:
-        return None
-    frame = tables.runs(*collection.groups)
-    bodies = []
-    for name, part in frame.groupby("runs", sort=False):
-        rows = [
-            [
-                row.run,
-                f"{row.weight_decay:g}",
-                str(row.seed),
-                _number(row.average_loss),
-                _number(row.token_balanced_loss),
-                _plus_minus(row.fairness_gap, row.fairness_gap_half_width),
-                _number(row.critical_count, "{:.4g}"),
-                _number(row.r_squared),
-                _minutes(collection.manifests[row.run]),
-            ]
-            for row in part.itertuples()
-        ]
-        bodies.append((str(name), rows))
-    return TableView(
-        key="table-runs",
-        title="Every run",
-        caption="Losses in nats; the gap with its 95 % interval over the tokens of both bins "
-        "(none where a bin holds a single token).",
-        head=["run", "λ", "seed", "average", "token-balanced", "fairness gap", "n_c", "R²", "time"],
-        bodies=bodies,
-    )
-
-
-def _minutes(manifest: Any) -> str:
-    try:
-        taken = pd.Timestamp(manifest["finished"]) - pd.Timestamp(manifest["started"])
-        return f"{taken.total_seconds():,.0f} s"
-    except (KeyError, ValueError, TypeError):
-        return "–"
 
 
 def _environment_rows(collection: Collection) -> list[tuple[str, list[str]]]:

@@ -111,9 +111,15 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     """Write each line's name (x, y, text, colour) at its right end, moved apart if they touch."""
     low, high = axis.get_ylim()
     gap = 0.15 * (high - low)
-    placed = -float("inf")
-    for x, y, text, colour in sorted(ends, key=lambda end: end[1]):
-        placed = max(y, placed + gap)
+    ordered = sorted(ends, key=lambda end: end[1])
+    places = [y for _, y, _, _ in ordered]
+    for i in range(1, len(places)):
+        overlap = gap - (places[i] - places[i - 1])
+        if overlap > 0:
+            down = min(overlap / 2, max(places[i - 1] - low - gap / 2, 0))
+            places[i - 1] -= down
+            places[i] += overlap - down
+    for (x, _, text, colour), placed in zip(ordered, places, strict=True):
         axis.annotate(
             text,
             (x, placed),

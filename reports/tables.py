@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from reports.groups import count_range, over_seeds
+from reports.groups import count_range, effective_counts, over_seeds, welch_half_width
 from ufm import CriticalCountFit
 
 METRICS = {
@@ -118,6 +118,57 @@ def repair(*groups: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def comparison(first: Sequence[xr.Dataset], second: Sequence[xr.Dataset]) -> pd.DataFrame:
+    """Two studies side by side: each metric at each weight decay that both have, and b − a.
+
+    Groups are paired by name, then by model, then as the only ones. `half_width` is Welch's 95 %
+    interval of the difference over seeds, NaN where a side has one seed. Empty without a pair.
+    """
+    frames = []
+    for a, b in _pairs(first, second):
+        for name, metric in (METRICS | {"fairness_gap": "Fairness gap"}).items():
+            percent = 100.0 if name == "token_balanced_accuracy" else 1.0
+            for decay in np.intersect1d(a["weight_decay"].values, b["weight_decay"].values):
+                values = [
+                    percent * group[name].values[group["weight_decay"].values == decay]
+                    for group in (a, b)
+                ]
+                frames.append(
+                    {
+                        "runs": f"{a.attrs['name']} | {b.attrs['name']}",
+                        "metric": metric,
+                        "weight_decay": float(decay),
+                        "first": float(values[0].mean()),
+                        "second": float(values[1].mean()),
+                        "difference": float(values[1].mean() - values[0].mean()),
+                        "half_width": welch_half_width(*values),
+                    }
+                )
+    return pd.DataFrame(frames)
+
+
+def _pairs(
+    first: Sequence[xr.Dataset], second: Sequence[xr.Dataset]
+) -> list[tuple[xr.Dataset, xr.Dataset]]:
+    if len(first) == len(second) == 1:
+        return [(first[0], second[0])]
+    for name in ("name", "model"):
+        keys = [
+            [
+                group.attrs["config"].get("model") if name == "model" else group.attrs["name"]
+                for group in side
+            ]
+            for side in (first, second)
+        ]
+        if all(len(set(side)) == len(side) for side in keys) and set(keys[0]) & set(keys[1]):
+            return [
+                (first[place], second[keys[1].index(key)])
+                for place, key in enumerate(keys[0])
+                if key in keys[1]
+            ]
+    return []
+
+
 def _frame(group: xr.Dataset, band: xr.Dataset) -> pd.DataFrame:
     names = ("weight_decay", "n", "mean", "std", "half_width")
     return pd.DataFrame({"runs": group.attrs["name"]} | {name: band[name].values for name in names})
@@ -153,20 +204,20 @@ def _unweighted_critical_count(
 
 
 def _predicted(counts: np.ndarray, critical_count: float, exponent: float) -> tuple[float, float]:
-    """Average and token-balanced loss under weights a_k ~ n_k^-exponent, sum a_k n_k = N.
-
-    r_k = a_k sqrt(n_k) / (N c): the unweighted law at the counts a_k^2 n_k.
-    """
+    """Average and token-balanced loss under weights n_k^-exponent at the n_c without them."""
     if not math.isfinite(critical_count):
         return math.nan, math.nan
-    n = counts[counts > 0].astype(np.float64)
-    weights = n**-exponent
-    weights *= n.sum() / (weights * n).sum()
+    n = counts[counts > 0]
+    loss = law_loss(effective_counts(n, n, exponent), critical_count, vocab_size=len(counts))
+    return float((n * loss).sum() / n.sum()), float(loss.mean())
+
+
+def law_loss(effective_counts: np.ndarray, critical_count: float, *, vocab_size: int) -> np.ndarray:
+    """The corrected law at a given n_c, in nats."""
     fit = CriticalCountFit(
         critical_count=critical_count,
         r_squared=math.nan,
         residuals=torch.empty(0, dtype=torch.float64),
-        vocab_size=len(counts),
+        vocab_size=vocab_size,
     )
-    loss = fit.loss(weights**2 * n).numpy()
-    return float((n * loss).sum() / n.sum()), float(loss.mean())
+    return fit.loss(effective_counts).numpy()

@@ -43,6 +43,21 @@ def test_a_damaged_store_is_named_and_exits_1(
     assert damaged.read_bytes() == b"not a record"
 
 
+def test_export_and_compare(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(small)]) == 0
+    assert (small / "export" / "table_1.csv").is_file()
+    make_run(tmp_path / "other", weight_decay=1.0, seed=5, vocab_size=60)
+    assert main(["compare", str(small), str(tmp_path / "other")]) == 0
+    assert main(["compare", str(small), str(small), "--out", str(tmp_path / "same.html")]) == 0
+    page = (small / "compare-other.html").read_text(encoding="utf-8")
+    assert "small: openelm-tiny" in page
+    assert "other: openelm-tiny" in page
+    assert 'id="table-comparison"' in page
+    assert "skipped" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -53,6 +68,10 @@ def test_a_damaged_store_is_named_and_exits_1(
         (["build", "small", "--out", "."], "--out is ."),
         (["build", "small", "--out", "absent/page.html"], "absent/page.html"),
         (["build", "small", "--colour", "red"], "--colour"),
+        (["export", "small", "--out", "small/0"], "--out is small/0"),
+        (["export", "absent"], "absent is not a study"),
+        (["compare", "small"], "SECOND"),
+        (["compare", "small", "absent"], "absent is not a study"),
     ],
 )
 def test_bad_input_is_one_line_and_exits_2(
@@ -63,6 +82,7 @@ def test_bad_input_is_one_line_and_exits_2(
     expected: str,
 ) -> None:
     monkeypatch.chdir(small.parent)
+    (small / "0").write_text("a file")
     before = sorted(small.parent.rglob("*"))
     assert main(arguments) == 2
     said = capsys.readouterr()

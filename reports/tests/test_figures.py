@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from frequency_bins import class_record
 from reports import figures
 from reports.groups import Collection, collect
-from reports.page import CORPUS_FIGURES, FIGURES, _theme, inline_svg
+from reports.page import CORPUS_FIGURES, FIGURES, _theme, drawings, inline_svg
 from reports.style import COMMON, DARK, RARE, ReportFigure, dark_decay_colours, decay_colours
-from reports.tests.studies import make_run
+from reports.tests.studies import make_run, zipf_counts
 
 EVERY = (*FIGURES, *CORPUS_FIGURES)
 
@@ -85,6 +86,56 @@ def test_figure_3a_ends_at_the_whole_text(collection: Collection) -> None:
     line = figures.figure_3a(collection.groups[0]).axes[0].lines[0]
     assert line.get_xdata()[-1] == pytest.approx(100)
     assert line.get_ydata()[-1] == pytest.approx(100)
+
+
+def test_figure_2_colours_by_the_99th_percentile(collection: Collection) -> None:
+    group = collection.groups[0]
+    labels, counts = group["label"].values, group["class_count"].values
+    threshold = np.percentile(counts[counts > 0], 99)
+    tokens = [str(label) for label in labels[[0, 1, 8, 40, 200]]]
+    figure = figures.figure_2(group, tokens)
+    expected = [RARE if count < threshold else COMMON for count in counts[[0, 1, 8, 40, 200]]]
+    assert [text.get_color() for text in figure.texts] == expected
+    assert set(expected) == {RARE, COMMON}
+    figure.savefig(io.BytesIO(), format="svg")
+    with pytest.raises(ValueError, match="'absent' is not in the vocabulary"):
+        figures.figure_2(group, ["absent"])
+
+
+def test_figure_3b_is_the_share_outside_95_percent(tmp_path: Path) -> None:
+    for vocab_size in (100, 400):
+        make_run(tmp_path, weight_decay=0.0, seed=0, vocab_size=vocab_size)
+    groups = collect([tmp_path]).groups
+    assert figures.figure_3b in [draw for draw, _ in drawings(groups)]
+    (line,) = figures.figure_3b(*groups).axes[0].lines
+    assert line.get_xdata().tolist() == [100, 400]
+    for share, vocab_size in zip(line.get_ydata(), (100, 400), strict=True):
+        counts = np.sort(zipf_counts(vocab_size))[::-1]
+        needed = int(np.argmax(np.cumsum(counts) >= 0.95 * counts.sum())) + 1
+        assert share == pytest.approx(100 * (1 - needed / vocab_size))
+
+
+def test_figure_9_shows_the_last_test_accuracy(tmp_path: Path) -> None:
+    counts = np.array([50, 10, 400])
+    for seed in (0, 1):
+        run = make_run(tmp_path, weight_decay=0.1, seed=seed, status="running", model="resnet9")
+        window = np.ones((2, 3), dtype=int)
+        final = {"final_count": counts, "final_loss": [1.0, 2.0, 0.5]}
+        tested = np.array([[0.1, 0.1, 0.1], [0.6, 0.2 + 0.1 * seed, 0.9]])
+        data = class_record(
+            steps=[1, 2], class_counts=counts, labels=["ship", "<b>", "猫"], count=window,
+            loss=window * 1.0, accuracy=window * 0.5, final_accuracy=[0.5, 0.4, 0.9],
+            test_count=window, test_accuracy=tested, **final,
+        )  # fmt: skip
+        with run.locked():
+            run.publish(data)
+    groups = collect([tmp_path]).groups
+    assert drawings(groups)[0][0] is figures.figure_9
+    figure = figures.figure_9(*groups)
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [25.0, 60.0, 90.0])
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == ["<b> (10)", "ship (50)", "猫 (400)"]
+    assert "猫" in inline_svg(figure, "nine", [0.1])
 
 
 def test_colours_change_with_the_theme_and_ids_are_apart(collection: Collection) -> None:

@@ -110,7 +110,7 @@ def test_runs_of_different_settings_are_never_mixed(tmp_path: Path) -> None:
     assert sorted(group.sizes["run"] for group in groups) == [1, 1, 1]
     names = [group.attrs["name"] for group in groups]
     assert len(set(names)) == 3
-    assert all("openelm-tiny, learning_rate" in name for name in names)
+    assert all("learning rate 0.00" in name for name in names)
 
 
 def test_same_settings_on_other_data_are_another_group(tmp_path: Path) -> None:

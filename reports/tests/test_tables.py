@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from frequency_bins import read_study
 from reports import tables
-from reports.groups import Collection, collect
-from reports.page import table_views
-from reports.tests.studies import make_run, make_study
+from reports.groups import Collection, collect, effective_counts
+from reports.published import published_table_1
+from reports.table_views import table_views
+from reports.tests.studies import make_run, make_study, record, zipf_counts
+from ufm import fit_critical_count
 
 
 def _final(study: Path, model: str, weight_decay: float) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -69,8 +72,6 @@ def test_theory_table_counts(study: Path, collection: Collection) -> None:
 
 
 def test_a_gap_interval_is_welch(study: Path, collection: Collection) -> None:
-    from scipy import stats
-
     frame = tables.runs(*collection.groups).set_index("run")
     run = read_study(study).runs[0]
     record = run.classes()
@@ -118,8 +119,61 @@ def test_repair_without_a_baseline_predicts_nothing(tmp_path: Path) -> None:
         make_run(tmp_path, weight_decay=1.0, seed=0, loss_weight_exponent=exponent)
     groups = collect([tmp_path]).groups
     assert tables.repair(*groups)["predicted_average"].isna().all()
-    assert np.isnan(groups[0]["critical_count"].values).all()
     assert "table-repair" in [view.key for view in table_views(groups)]
+
+
+def test_a_weighted_run_is_fitted_by_the_weighted_law(tmp_path: Path) -> None:
+    """Losses made by THEORY section 5's r_k, written out, give back the n_c put in."""
+    counts = zipf_counts(300)
+    n = counts[counts > 0].astype(float)
+    weights = n**-0.25 * n.sum() / (n**0.75).sum()
+    assert (weights * n).sum() == pytest.approx(n.sum())
+    at = effective_counts(n, counts, 0.25)
+    np.testing.assert_allclose(at, weights**2 * n)
+    # 1/r_k = N c / (a_k sqrt(n_k)) with N c = (1 - 1/V) sqrt(n_c)
+    inverse = np.minimum(1 - 1 / 300, (1 - 1 / 300) * math.sqrt(2.0) / (weights * np.sqrt(n)))
+    fit = fit_critical_count(at, -np.log1p(-inverse), vocab_size=300)
+    assert fit.critical_count == pytest.approx(2.0)
+    loss = tables.law_loss(at, 2.0, vocab_size=300)
+    np.testing.assert_allclose(loss, -np.log1p(-inverse))
+
+
+def test_published_beside_measured(tmp_path: Path) -> None:
+    setting = {
+        "model": "openelm-270m", "corpus": "imdb", "batch_size": 64, "context": 128,
+        "learning_rate": 5e-5, "steps": 100, "vocab_size": 32005,
+    }  # fmt: skip
+    for seed in (0, 1):
+        run = make_run(tmp_path / "a", weight_decay=1.0, seed=seed, status="running", **setting)
+        with run.locked():
+            run.publish(record(zipf_counts(300), 1.0, seed))
+    groups = collect([tmp_path / "a"]).groups
+    frame = published_table_1(*groups)
+    row = frame[frame["metric"] == "Per-token loss"].iloc[0]
+    assert (row["published"], row["published_std"]) == (0.163, 0.004)
+    mean = float(groups[0]["token_balanced_loss"].mean())
+    assert row["difference"] == pytest.approx(mean - 0.163)
+    view = next(v for v in table_views(groups) if v.key == "table-published")
+    assert f"{mean - 0.163:+.3f}" in [cell for _, rows in view.bodies for r in rows for cell in r]
+    for other in ({"steps": 9_999}, {"batch_size": 32}, {"loss_weight_exponent": 0.25}):
+        changed = groups[0].assign_attrs(config=groups[0].attrs["config"] | other)
+        assert published_table_1(changed).empty
+
+
+def test_comparison_pairs_and_differences(tmp_path: Path) -> None:
+    for name, scale in (("a", 1.0), ("b", 2.0)):
+        for seed in (0, 1, 2):
+            make_run(tmp_path / name, weight_decay=0.5, seed=seed, critical_count=scale, context=64)
+    make_run(tmp_path / "b", weight_decay=1.0, seed=0)
+    first, second = (collect([tmp_path / name]).groups for name in "ab")
+    frame = tables.comparison(first, second).set_index("metric")
+    assert set(frame["weight_decay"]) == {0.5}
+    a = first[0]["average_loss"].values
+    b = second[0]["average_loss"].values[second[0]["weight_decay"].values == 0.5]
+    assert frame.loc["Training loss", "difference"] == pytest.approx(b.mean() - a.mean())
+    interval = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+    half = (interval.high - interval.low) / 2
+    assert frame.loc["Training loss", "half_width"] == pytest.approx(half)
 
 
 def test_uneven_seeds_are_said(tmp_path: Path) -> None:

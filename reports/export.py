@@ -1,0 +1,121 @@
+"""What a paper needs from a study: figures (SVG, PDF) and tables (CSV, parquet, LaTeX)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import xarray as xr
+
+from frequency_bins import write_atomically
+from reports import tables
+from reports.groups import display_label
+from reports.page import drawings, missing_glyphs_allowed
+from reports.published import published_table_1
+from reports.style import STYLE, ReportFigure
+from reports.table_views import TableView, table_views
+
+TABLES = {
+    "table_1": tables.table_1,
+    "table_1_published": published_table_1,
+    "loss_by_bin": tables.loss_by_bin,
+    "fairness_gap": tables.fairness_gap,
+    "theory": tables.theory,
+    "repair": tables.repair,
+    "runs": tables.runs,
+}
+
+
+def export(groups: Sequence[xr.Dataset], folder: Path) -> list[Path]:
+    """Write every figure and table of the groups into `folder`; returns the files written.
+
+    Each file is written beside and renamed. Raises OSError where the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {}
+    for draw, shown in drawings(groups):
+        figure = draw(*shown)
+        for format in ("svg", "pdf"):
+            files[f"{draw.__name__}.{format}"] = saved(figure, format)
+        files[f"{draw.__name__}.txt"] = f"{figure.name}. {figure.caption}\n".encode(
+            errors="replace"
+        )
+    frames = {name: make(*groups) for name, make in TABLES.items()}
+    for name, frame in (frames | {"tokens": tokens(groups)}).items():
+        if len(frame):
+            files[f"{name}.csv"] = frame.to_csv(index=False).encode()
+            files[f"{name}.parquet"] = frame.to_parquet(index=False)
+    for view in table_views(groups):
+        files[f"{view.key.replace('-', '_')}.tex"] = latex(view).encode()
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in files]
+
+
+def saved(figure: ReportFigure, format: str) -> bytes:
+    """The figure as an SVG or PDF file, the same bytes every time."""
+    buffer = io.BytesIO()
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}), missing_glyphs_allowed():
+        figure.savefig(buffer, format=format, dpi=300, metadata=dates[format])
+    return buffer.getvalue()
+
+
+def tokens(groups: Sequence[xr.Dataset]) -> pd.DataFrame:
+    """One row a class and run: label, training count, final loss and accuracy, learning speed."""
+    frames = []
+    for group in groups:
+        labels = [display_label(str(label)) for label in group["label"].values]
+        for run in group["run"].values:
+            at = group.sel(run=run)
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "runs": group.attrs["name"],
+                        "run": run,
+                        "weight_decay": float(at["weight_decay"]),
+                        "seed": int(at["seed"]),
+                        "token": labels,
+                        "count": group["class_count"].values,
+                        "loss": at["loss"].values,
+                        "accuracy": at["accuracy"].values,
+                        "learning_speed": at["learning_speed"].values,
+                    }
+                )
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def latex(view: TableView) -> str:
+    """A table for booktabs, with its caption."""
+    lines = [
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{_escaped(f'{view.title}. {view.caption}')}}}",
+    ]
+    lines += [f"\\begin{{tabular}}{{l{'r' * (len(view.head) - 1)}}}", "\\toprule"]
+    lines += [_row(view.head), "\\midrule"]
+    for place, (heading, rows) in enumerate(view.bodies):
+        lines += ["\\addlinespace"] if place else []
+        lines.append(f"\\multicolumn{{{len(view.head)}}}{{l}}{{{_escaped(heading)}}} \\\\")
+        lines += [_row(row) for row in rows]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return " & ".join(_escaped(cell) for cell in cells) + " \\\\"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "λ": r"$\lambda$", "−": r"$-$", "≤": r"$\le$", "²": r"$^2$", "–": "--",
+    "√": r"$\surd$", "×": r"$\times$", "<": r"$<$", ">": r"$>$",
+}  # fmt: skip
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

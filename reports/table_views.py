@@ -1,0 +1,271 @@
+"""The tables as people read them: text, rounded, one body a group; for the page and for LaTeX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from reports import tables
+from reports.published import published_table_1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableView:
+    """A table of text: `bodies` are (heading, rows), and a row's first cell is its header."""
+
+    key: str
+    title: str
+    caption: str
+    head: Sequence[str]
+    bodies: Sequence[tuple[str, Sequence[Sequence[str]]]]
+
+
+def table_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
+    """Every table of the page."""
+    if not groups:
+        return []
+    seeds = "Mean over seeds ± standard deviation where there is more than one seed."
+    views = [
+        TableView(
+            key="table-1",
+            title="Table 1: training loss and per-token metrics by weight decay",
+            caption=f"At the end of training, over the training set. {seeds}",
+            **_by_decay(tables.table_1(*groups), "metric", _mean_std),
+        ),
+        TableView(
+            key="table-bins",
+            title="Loss by how often a token occurs",
+            caption=f"Mean cross-entropy in nats of the tokens in each frequency bin. {seeds}",
+            **_by_decay(
+                tables.loss_by_bin(*groups).query("tokens > 0"),
+                "count",
+                _mean_std,
+                {"tokens": ("tokens", "{:,}"), "share_of_text": ("of the text", "{:.1%}")},
+            ),
+        ),
+        TableView(
+            key="table-gap",
+            title="Fairness gap",
+            caption="Loss of the rarest bin minus loss of the most frequent bin, in nats, with its "
+            "95 % interval over seeds where there is more than one seed.",
+            **_by_decay(
+                tables.fairness_gap(*groups).assign(what="gap (nats)"), "what", _mean_interval
+            ),
+        ),
+        TableView(
+            key="table-theory",
+            title="Theory against measurement",
+            caption="n_c is the one number fitted to a run's losses. In the theory a token with "
+            "count ≤ n_c is never predicted right; measured are the tokens that the model never "
+            "predicts right. R² is over tokens, in the chance of a miss 1 − exp(−loss).",
+            **_theory_table(groups),
+        ),
+    ]
+    published = published_table_1(*groups)
+    if len(published):
+        views.insert(1, _published_view(published))
+    repaired = tables.repair(*groups)
+    if len(repaired):
+        views.append(
+            TableView(
+                key="table-repair",
+                title="Repair: what loss weights and spared parameters change",
+                caption="Each token's loss is weighted by count^−g. Predicted: the corrected "
+                "theory with the n_c fitted at g = 0 and the same weight decay, nothing refitted.",
+                **_repair_table(repaired),
+            )
+        )
+    return views
+
+
+def comparison_view(frame: pd.DataFrame, first: str, second: str) -> TableView:
+    """`tables.comparison` as text."""
+    bodies = []
+    for name, part in frame.groupby("runs", sort=False):
+        rows = [
+            [
+                row.metric,
+                f"{row.weight_decay:g}",
+                _number(row.first),
+                _number(row.second),
+                _plus_minus(row.difference, row.half_width, sign="+"),
+            ]
+            for row in part.itertuples()
+        ]
+        bodies.append((str(name), rows))
+    return TableView(
+        key="table-comparison",
+        title=f"{first} beside {second}",
+        caption="Means over seeds at equal weight decay; the difference is second minus first, "
+        "with its 95 % interval over seeds where both have more than one.",
+        head=["", "λ", first, second, "difference"],
+        bodies=bodies,
+    )
+
+
+def _published_view(frame: pd.DataFrame) -> TableView:
+    bodies = []
+    for (name, metric), part in frame.groupby(["runs", "metric"], sort=False):
+        rows = [
+            [
+                f"λ = {row.weight_decay:g}",
+                _plus_minus(row.published, row.published_std),
+                _plus_minus(row.mean, row.std),
+                str(row.n),
+                _number(row.difference, "{:+.3f}"),
+            ]
+            for row in part.itertuples()
+        ]
+        bodies.append((f"{metric} ({name})", rows))
+    return TableView(
+        key="table-published",
+        title="Table 1 beside the paper's",
+        caption="The paper's own setting (OpenELM 270M on IMDB): its printed mean ± standard "
+        "deviation, ours, and ours minus the paper's.",
+        head=["", "published", "measured", "runs", "difference"],
+        bodies=bodies,
+    )
+
+
+def _by_decay(
+    frame: pd.DataFrame,
+    row: str,
+    cell: Callable[[Any], str],
+    extra: dict[str, tuple[str, str]] | None = None,
+) -> dict[str, Any]:
+    """Head and bodies of a table with weight decay across and `row` down, a body a group."""
+    extra = extra or {}
+    decays = sorted(frame["weight_decay"].unique())
+    bodies = []
+    for name, part in frame.groupby("runs", sort=False):
+        rows = []
+        for header, cells in part.groupby(row, sort=False):
+            found = {entry.weight_decay: cell(entry) for entry in cells.itertuples()}
+            shown = [form.format(cells[column].iloc[0]) for column, (_, form) in extra.items()]
+            rows.append([str(header), *shown, *(found.get(decay, "") for decay in decays)])
+        numbers = part.groupby("weight_decay")["n"].max()
+        said = f"{numbers.min()}" if numbers.nunique() == 1 else f"{numbers.min()}–{numbers.max()}"
+        bodies.append((f"{name} (n = {said})", rows))
+    head = [
+        "times seen" if row == "count" else "",
+        *(title for title, _ in extra.values()),
+        *(f"λ = {decay:g}" for decay in decays),
+    ]
+    return {"head": head, "bodies": bodies}
+
+
+def _mean_std(entry: Any) -> str:
+    return _plus_minus(entry.mean, entry.std)
+
+
+def _mean_interval(entry: Any) -> str:
+    return _plus_minus(entry.mean, entry.half_width)
+
+
+def _plus_minus(mean: float, spread: float, sign: str = "") -> str:
+    if not math.isfinite(mean):
+        return "–"
+    shown = f"{mean:{sign}.3f}"
+    return f"{shown} ± {spread:.3f}" if math.isfinite(spread) else shown
+
+
+def _number(value: float, form: str = "{:.3f}") -> str:
+    return form.format(value) if math.isfinite(value) else "–"
+
+
+def _theory_table(groups: Sequence[xr.Dataset]) -> dict[str, Any]:
+    frame = tables.theory(*groups)
+    bodies = [
+        (
+            str(name),
+            [
+                [
+                    f"{row.weight_decay:g}",
+                    str(row.n),
+                    _number(row.critical_count, "{:.4g}"),
+                    _number(row.r_squared),
+                    _number(row.predicted_neglected, "{:,.0f}"),
+                    _number(row.neglected, "{:,.0f}"),
+                ]
+                for row in part.itertuples()
+            ],
+        )
+        for name, part in frame.groupby("runs", sort=False)
+    ]
+    head = ["λ", "runs", "n_c", "R²", "neglected, predicted", "neglected, measured"]
+    return {"head": head, "bodies": bodies}
+
+
+def _repair_table(frame: pd.DataFrame) -> dict[str, Any]:
+    bodies = [
+        (
+            f"weight decay {decay:g}",
+            [
+                [
+                    f"g = {row.loss_weight_exponent:g}, decay on {row.decay}",
+                    str(row.n),
+                    *(
+                        _number(getattr(row, name))
+                        for name in (
+                            "average_loss",
+                            "predicted_average",
+                            "token_balanced_loss",
+                            "predicted_balanced",
+                            "fairness_gap",
+                        )
+                    ),
+                ]
+                for row in part.itertuples()
+            ],
+        )
+        for decay, part in frame.groupby("weight_decay")
+    ]
+    head = ["repair", "runs", "average", "predicted", "token-balanced", "predicted", "gap"]
+    return {"head": head, "bodies": bodies}
+
+
+def run_table(
+    groups: Sequence[xr.Dataset], manifests: Mapping[str, Mapping[str, Any]]
+) -> TableView | None:
+    """Every run on a row, with the time its manifest says it took; None without runs."""
+    if not groups:
+        return None
+    frame = tables.runs(*groups)
+    bodies = []
+    for name, part in frame.groupby("runs", sort=False):
+        rows = [
+            [
+                row.run,
+                f"{row.weight_decay:g}",
+                str(row.seed),
+                _number(row.average_loss),
+                _number(row.token_balanced_loss),
+                _plus_minus(row.fairness_gap, row.fairness_gap_half_width),
+                _number(row.critical_count, "{:.4g}"),
+                _number(row.r_squared),
+                _seconds(manifests[row.run]),
+            ]
+            for row in part.itertuples()
+        ]
+        bodies.append((str(name), rows))
+    return TableView(
+        key="table-runs",
+        title="Every run",
+        caption="Losses in nats; the gap with its 95 % interval over the tokens of both bins "
+        "(none where a bin holds a single token).",
+        head=["run", "λ", "seed", "average", "token-balanced", "fairness gap", "n_c", "R²", "time"],
+        bodies=bodies,
+    )
+
+
+def _seconds(manifest: Any) -> str:
+    try:
+        taken = pd.Timestamp(manifest["finished"]) - pd.Timestamp(manifest["started"])
+        return f"{taken.total_seconds():,.0f} s"
+    except (KeyError, ValueError, TypeError):
+        return "–"
