@@ -12,147 +12,165 @@ certificate does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ufm.scaled import ScaledProblem
+from ufm.scaled import ScaledProblem, logit_losses
 
-NEWTON_STEPS = 80
+NEWTON_STEPS = 100
 LOGIT_STEP = 4.0
 BACKTRACKS = 40
+CONVERGED = 1e-15
+NEARLY = 1e-9
+"""Gradient below which a step that no longer lowers it ends a column: only rounding is left."""
 
 
-def finish_columns(
-    problem: ScaledProblem, start: Float[Tensor, "b V C"]
-) -> tuple[Float[Tensor, "b V C"], Float[Tensor, " b"]]:
-    """The minimiser z of every column, and F there. `start`: (A B), any values."""
-    z = torch.empty_like(start)
-    value = torch.zeros_like(problem.mass[:, 0])
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Columns:
+    """M columns of any problems of a batch, side by side."""
+
+    scale: Float[Tensor, "V M"]
+    mass: Float[Tensor, " M"]
+    label: Int[Tensor, " M"]
+    smoothing: float
+    mse: bool
+
+    def take(self, index: Tensor) -> Columns:
+        """The columns at `index`."""
+        return Columns(
+            scale=self.scale[:, index],
+            mass=self.mass[index],
+            label=self.label[index],
+            smoothing=self.smoothing,
+            mse=self.mse,
+        )
+
+    def loss(self, z: Float[Tensor, "V M"]) -> tuple[Float[Tensor, " M"], Float[Tensor, "V M"]]:
+        """mass loss(scale z), and its gradient."""
+        loss, slope = logit_losses(
+            (self.scale * z).unsqueeze(0), self.label, smoothing=self.smoothing, mse=self.mse
+        )
+        return self.mass * loss[0], self.mass * self.scale * slope[0]
+
+    def cost(self, z: Float[Tensor, "V M"]) -> tuple[Float[Tensor, " M"], Float[Tensor, "V M"]]:
+        """mass loss(scale z) + |z| for z other than zero, and its gradient."""
+        value, gradient = self.loss(z)
+        norm = z.norm(dim=0)
+        return value + norm, gradient + z / norm
+
+
+def finish_columns(problem: ScaledProblem, start: Float[Tensor, "b V C"]) -> Float[Tensor, "b V C"]:
+    """The minimiser z of every column. `start`: A B, any values."""
+    found = torch.empty_like(start)
     for where in problem.chunks():
-        z[:, :, where], cost = _solve(problem, where, start[:, :, where])
-        value = value + cost.sum(1)
-    return z, value
+        batch, classes, columns = start[:, :, where].shape
+        scale = problem.row.unsqueeze(2) * problem.col[:, None, where]
+        side_by_side = Columns(
+            scale=scale.transpose(0, 1).reshape(classes, -1),
+            mass=problem.mass[:, where].reshape(-1),
+            label=problem.label[where].repeat(batch),
+            smoothing=problem.smoothing,
+            mse=problem.mse,
+        )
+        z = _solve(side_by_side, start[:, :, where].transpose(0, 1).reshape(classes, -1))
+        found[:, :, where] = z.reshape(classes, batch, columns).transpose(0, 1)
+    return found
 
 
-def _solve(
-    problem: ScaledProblem, where: slice, start: Float[Tensor, "b V c"]
-) -> tuple[Float[Tensor, "b V c"], Float[Tensor, "b c"]]:
-    scale = problem.row.unsqueeze(2) * problem.col[:, None, where]
-    mass = problem.mass[:, None, where]
-    zero_loss, zero_slope = problem.losses(torch.zeros_like(start), where)
-    pull = -mass * scale * zero_slope
-    pulled = pull.norm(dim=1, keepdim=True)
+def _solve(columns: Columns, start: Float[Tensor, "V M"]) -> Float[Tensor, "V M"]:
+    zero_cost, zero_slope = columns.loss(torch.zeros_like(start))
+    pulled = zero_slope.norm(dim=0)
     # z = 0 is the minimiser iff |g| <= 1 there. Elsewhere every point below the cost of zero keeps
     # Newton's method away from the kink at zero, for the cost is convex.
-    active = pulled > 1.0
-    zero_cost = problem.mass[:, where] * zero_loss
-    z = _ray_start(problem, scale, mass, pull / pulled.clamp(min=1e-300), pulled)
-    cost, gradient = _value(problem, where, z, scale, mass)
-    given = torch.where(start.norm(dim=1, keepdim=True) > 0, start, z)
-    given_cost, given_gradient = _value(problem, where, given, scale, mass)
-    better = (given_cost < torch.minimum(cost, zero_cost)).unsqueeze(1)
-    z, gradient = torch.where(better, given, z), torch.where(better, given_gradient, gradient)
-    cost = torch.minimum(cost, torch.where(better.squeeze(1), given_cost, cost))
-    todo = active.squeeze(1)
+    index = (pulled > 1.0).nonzero().squeeze(1)
+    z = torch.zeros_like(start)
+    if not len(index):
+        return z
+    part = columns.take(index)
+    z[:, index] = _ray_start(part, -zero_slope[:, index] / pulled[index], pulled[index])
+    ray_cost, _ = part.cost(z[:, index])
+    given = torch.where(start[:, index].norm(dim=0) > 0, start[:, index], z[:, index])
+    given_cost, _ = part.cost(given)
+    better = given_cost < torch.minimum(ray_cost, zero_cost[index])
+    z[:, index[better]] = given[:, better]
     for _ in range(NEWTON_STEPS):
-        if not bool(todo.any()):
+        if not len(index):
             break
-        step = _newton_step(problem, z, gradient, scale, mass)
-        z, cost, gradient, todo = _move(problem, where, z, cost, gradient, step, todo, scale, mass)
-    z = torch.where(active, z, 0.0)
-    return z, torch.where(active.squeeze(1), cost, zero_cost)
+        index = _newton(columns, z, index)
+    return z
 
 
 def _ray_start(
-    problem: ScaledProblem,
-    scale: Float[Tensor, "b V c"],
-    mass: Float[Tensor, "b 1 c"],
-    unit: Float[Tensor, "b V c"],
-    pulled: Float[Tensor, "b 1 c"],
-) -> Float[Tensor, "b V c"]:
+    columns: Columns, unit: Float[Tensor, "V M"], pulled: Float[Tensor, " M"]
+) -> Float[Tensor, "V M"]:
     """The quadratic model's minimiser along the steepest way out of zero, at most a nat away."""
-    along = scale * unit
-    if problem.mse:
-        bend = mass * along.square().sum(1, keepdim=True)
+    along = columns.scale * unit
+    if columns.mse:
+        bend = columns.mass * along.square().sum(0)
     else:
-        bend = mass * (along - along.mean(1, keepdim=True)).square().mean(1, keepdim=True)
+        bend = columns.mass * (along - along.mean(0)).square().mean(0)
     length = (pulled - 1.0) / bend.clamp(min=1e-300)
-    nat = 1.0 / along.abs().amax(1, keepdim=True).clamp(min=1e-300)
+    nat = 1.0 / along.abs().amax(0).clamp(min=1e-300)
     return unit * torch.minimum(length, nat).clamp(min=1e-300)
 
 
-def _value(
-    problem: ScaledProblem,
-    where: slice,
-    z: Float[Tensor, "b V c"],
-    scale: Float[Tensor, "b V c"],
-    mass: Float[Tensor, "b 1 c"],
-) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b V c"]]:
-    loss, slope = problem.losses(scale * z, where)
-    norm = z.norm(dim=1, keepdim=True)
-    return mass.squeeze(1) * loss + norm.squeeze(1), mass * scale * slope + z / norm
+def _newton(
+    columns: Columns, z: Float[Tensor, "V M"], index: Int[Tensor, " m"]
+) -> Int[Tensor, " m_left"]:
+    """One step of the columns at `index`, in place; returns those that can still move."""
+    here, part = z[:, index], columns.take(index)
+    cost, gradient = part.cost(here)
+    size = gradient.norm(dim=0)
+    step = _newton_step(part, here, gradient)
+    promised = (step * gradient).sum(0)
+    waiting = torch.arange(len(index), device=index.device)
+    ended = size <= CONVERGED
+    length = 1.0
+    for _ in range(BACKTRACKS):
+        trial = here[:, waiting] + length * step[:, waiting]
+        trial_cost, trial_gradient = part.take(waiting).cost(trial)
+        trial_size = trial_gradient.norm(dim=0)
+        base = cost[waiting]
+        # Close to the minimum the cost is flat to rounding; the gradient then decides.
+        flat = (trial_cost <= base * (1.0 + 1e-11)) & (trial_size < 0.9 * size[waiting])
+        good = flat | (trial_cost <= base + 1e-4 * length * promised[waiting])
+        z[:, index[waiting[good]]] = trial[:, good]
+        ended[waiting[good]] |= (trial_size >= 0.9 * size[waiting])[good] & (
+            size[waiting][good] < NEARLY
+        )
+        waiting = waiting[~good]
+        if not len(waiting):
+            break
+        length *= 0.4
+    ended[waiting] = True
+    return index[~ended]
 
 
 def _newton_step(
-    problem: ScaledProblem,
-    z: Float[Tensor, "b V c"],
-    gradient: Float[Tensor, "b V c"],
-    scale: Float[Tensor, "b V c"],
-    mass: Float[Tensor, "b 1 c"],
-) -> Float[Tensor, "b V c"]:
+    columns: Columns, z: Float[Tensor, "V M"], gradient: Float[Tensor, "V M"]
+) -> Float[Tensor, "V M"]:
     """-Hessian^-1 gradient, by Woodbury on the diagonal D and the two rank-one terms u, v."""
-    norm = z.norm(dim=1, keepdim=True)
-    v = z / norm / norm.sqrt()
-    if problem.mse:
-        D, u = mass * scale.square() + 1.0 / norm, torch.zeros_like(z)
+    norm = z.norm(dim=0)
+    v = z / (norm * norm.sqrt())
+    logits = columns.scale * z
+    if columns.mse:
+        D, u = columns.mass * columns.scale.square() + 1.0 / norm, torch.zeros_like(z)
     else:
-        P = torch.softmax(scale * z, 1)
-        D = mass * scale.square() * P + 1.0 / norm
-        u = mass.sqrt() * scale * P
-    Dg, Du, Dv = gradient / D, u / D, v / D
-    uu, uv, vv = (u * Du).sum(1), (u * Dv).sum(1), (v * Dv).sum(1)
-    ug, vg = (u * Dg).sum(1), (v * Dg).sum(1)
-    determinant = (1.0 - uu) * (1.0 - vv) - uv.square()
-    determinant = determinant.clamp(min=1e-30)
+        P = torch.softmax(logits, 0)
+        u = columns.mass.sqrt() * columns.scale * P
+        D = columns.mass * columns.scale.square() * P + 1.0 / norm
+    Du, Dv = u / D, v / D
+    uu, uv, vv = (u * Du).sum(0), (u * Dv).sum(0), (v * Dv).sum(0)
+    ug, vg = (Du * gradient).sum(0), (Dv * gradient).sum(0)
+    determinant = ((1.0 - uu) * (1.0 - vv) - uv.square()).clamp(min=1e-30)
     a = ((1.0 - vv) * ug + uv * vg) / determinant
     b = (uv * ug + (1.0 - uu) * vg) / determinant
-    step = -(Dg + a.unsqueeze(1) * Du + b.unsqueeze(1) * Dv)
-    downhill = (step * gradient).sum(1, keepdim=True) < 0
-    step = torch.where(downhill, step, -gradient)
+    step = -(gradient / D + a * Du + b * Dv)
+    step = torch.where((step * gradient).sum(0) < 0, step, -gradient)
     # A log-loss is close to its quadratic model over a few nats only; far out, over a share.
-    reach = (scale * z).abs().amax(1, keepdim=True).mul(0.5).clamp(min=LOGIT_STEP)
-    return step * (reach / (scale * step).abs().amax(1, keepdim=True)).clamp(max=1.0)
-
-
-def _move(
-    problem: ScaledProblem,
-    where: slice,
-    z: Float[Tensor, "b V c"],
-    cost: Float[Tensor, "b c"],
-    gradient: Float[Tensor, "b V c"],
-    step: Float[Tensor, "b V c"],
-    todo: Bool[Tensor, "b c"],
-    scale: Float[Tensor, "b V c"],
-    mass: Float[Tensor, "b 1 c"],
-) -> tuple[Float[Tensor, "b V c"], Float[Tensor, "b c"], Float[Tensor, "b V c"], Tensor]:
-    """Backtrack each column on its own; a column is done when no step lowers its gradient."""
-    promised = (step * gradient).sum(1)
-    length = torch.ones_like(cost)
-    waiting = todo.clone()
-    size = gradient.norm(dim=1)
-    for _ in range(BACKTRACKS):
-        trial = z + length.unsqueeze(1) * step
-        trial_cost, trial_gradient = _value(problem, where, trial, scale, mass)
-        # Close to the minimum the cost is flat to rounding; the gradient then decides.
-        flat = (trial_cost <= cost + 1e-14 * cost.abs()) & (trial_gradient.norm(dim=1) < size)
-        good = waiting & ((trial_cost <= cost + 1e-4 * length * promised) | flat)
-        chosen = good.unsqueeze(1)
-        z, gradient = torch.where(chosen, trial, z), torch.where(chosen, trial_gradient, gradient)
-        cost = torch.where(good, trial_cost, cost)
-        waiting = waiting & ~good
-        if not bool(waiting.any()):
-            break
-        length = torch.where(waiting, 0.4 * length, length)
-    done = waiting | (gradient.norm(dim=1) < 1e-15) | (gradient.norm(dim=1) >= size) & (size < 1e-9)
-    return z, cost, gradient, todo & ~done
+    reach = (0.5 * logits.abs().amax(0)).clamp(min=LOGIT_STEP)
+    moved = (columns.scale * step).abs().amax(0).clamp(min=1e-300)
+    return step * (reach / moved).clamp(max=1.0)

@@ -12,7 +12,9 @@ from ufm.scaled import Point, ScaledProblem
 
 MEMORY = 8
 ARMIJO = 1e-4
-BACKTRACKS = 25
+BACKTRACKS = 15
+FLAT = 1e-15
+"""Relative decrease of F below which a step has met the rounding of F."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +70,7 @@ def descend(problem: ScaledProblem, start: Point, *, iterations: int, floor: flo
             problem, start, x, value, g, direction, live, bounds
         )
         evaluations += tries
-        live &= moved
+        live &= moved & (value - new_value > FLAT * value.abs())
         _remember(history, new_x - x, new_g - g)
         x, value, g = new_x, new_value, new_g
     return Descent(

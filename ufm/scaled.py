@@ -16,7 +16,8 @@ from torch import Tensor
 from ufm.certificate import sample_labels
 from ufm.problem import UFMProblem
 
-CHUNK_ELEMENTS = 2**25
+CHUNK_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
+"""Numbers in one block of logits: what a CPU's cache keeps, what fills a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,37 +93,9 @@ class ScaledProblem:
     def chunks(self) -> list[slice]:
         """Column ranges small enough that (b, V, columns) stays within CHUNK_ELEMENTS."""
         batch, columns = self.mass.shape
-        size = max(1, CHUNK_ELEMENTS // (batch * self.row.shape[1]))
+        elements = CHUNK_ELEMENTS.get(self.mass.device.type, CHUNK_ELEMENTS["cuda"])
+        size = max(1, elements // (batch * self.row.shape[1]))
         return [slice(i, min(i + size, columns)) for i in range(0, columns, size)]
-
-    def losses(
-        self, Z: Float[Tensor, "b V c"], where: slice
-    ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b V c"]]:
-        """Loss of each column of logits and its gradient in them; `where`: which columns.
-
-        p_k - q_k keeps its digits at its own entry: minus the sum of the others, not p - 1.
-        """
-        label = self.label[where]
-        index = label.expand(len(Z), 1, -1)
-        own = Z.gather(1, index)
-        if self.mse:
-            loss = 0.5 * Z.square().sum(1) - own.squeeze(1) + 0.5
-            return loss, Z.scatter_add(1, index, torch.full_like(own, -1.0))
-        D = Z - own
-        D.scatter_(1, index, -torch.inf)
-        peak = D.amax(1, keepdim=True).clamp_(min=0.0)
-        E = (D - peak).exp_()
-        rest = E.sum(1, keepdim=True)
-        total = (-peak).exp() + rest
-        loss = torch.where(peak > 0, peak + total.log(), rest.log1p()).squeeze(1)
-        E /= total
-        miss = -rest / total
-        if self.smoothing:
-            V = Z.shape[1]
-            loss = loss + self.smoothing * (own - Z.mean(1, keepdim=True)).squeeze(1)
-            E -= self.smoothing / V
-            miss = miss + self.smoothing * (V - 1) / V
-        return loss, E.scatter_(1, index, miss)
 
     def value_and_gradient(self, at: Point) -> tuple[Float[Tensor, " b"], Point]:
         """F and its gradient."""
@@ -147,7 +120,7 @@ class ScaledProblem:
         Z = torch.bmm(at.A, at.B[:, :, where]) * scale
         if self.bias:
             Z += at.bias.unsqueeze(2)
-        loss, slope = self.losses(Z, where)
+        loss, slope = logit_losses(Z, self.label[where], smoothing=self.smoothing, mse=self.mse)
         slope = slope * self.mass[:, None, where]
         return loss, slope * scale, slope
 
@@ -176,3 +149,32 @@ class ScaledProblem:
             if self.bias:
                 out_bias += dZ.sum(2)
         return Point(A=out_A, B=out_B, bias=out_bias)
+
+
+def logit_losses(
+    Z: Float[Tensor, "b V c"], label: Int[Tensor, " c"], *, smoothing: float, mse: bool
+) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b V c"]]:
+    """Loss of each column of logits and its gradient in them.
+
+    p_k - q_k keeps its digits at its own entry: minus the sum of the others, not p - 1.
+    """
+    index = label.expand(len(Z), 1, -1)
+    own = Z.gather(1, index)
+    if mse:
+        loss = 0.5 * Z.square().sum(1) - own.squeeze(1) + 0.5
+        return loss, Z.scatter_add(1, index, torch.full_like(own, -1.0))
+    D = Z - own
+    D.scatter_(1, index, -torch.inf)
+    peak = D.amax(1, keepdim=True).clamp_(min=0.0)
+    E = (D - peak).exp_()
+    rest = E.sum(1, keepdim=True)
+    total = (-peak).exp() + rest
+    loss = torch.where(peak > 0, peak + total.log(), rest.log1p()).squeeze(1)
+    E /= total
+    miss = -rest / total
+    if smoothing:
+        V = Z.shape[1]
+        loss = loss + smoothing * (own - Z.mean(1, keepdim=True)).squeeze(1)
+        E -= smoothing / V
+        miss = miss + smoothing * (V - 1) / V
+    return loss, E.scatter_(1, index, miss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +13,7 @@ from ufm.axes import merge_collinear, reseed, spectral_axes
 from ufm.certificate import certify
 from ufm.columns import finish_columns
 from ufm.descent import descend
-from ufm.newton import polish
+from ufm.newton import Polish, polish
 from ufm.problem import UFMProblem
 from ufm.scaled import Point, ScaledProblem
 
@@ -105,7 +105,7 @@ class Search:
 
     def _try_columns(self, scaled: ScaledProblem, point: Point, todo: Tensor) -> None:
         """One axis a column, from the present logits; kept where it beats the best so far."""
-        z, _ = finish_columns(scaled, torch.bmm(point.A, point.B))
+        z = finish_columns(scaled, torch.bmm(point.A, point.B))
         size = z.norm(dim=1)
         width = self.problem.feature_width
         fits = (size > 0).sum(1) <= width
@@ -127,22 +127,23 @@ class Search:
     ) -> tuple[Point, Bool[Tensor, " b"]]:
         """Merge, polish, certify and reseed the problems at `todo`. Also returns which of them
         are at a stationary point that offers no new axis."""
-        width = self.problem.feature_width
-        merged = self._merge(point)
-        done = polish(scaled, merged, steps=POLISH_STEPS, floor=FLOOR)
-        narrow = _narrowed(done.at, width)
-        if narrow.A.shape != done.at.A.shape or bool((narrow.A != done.at.A).any()):
-            ended = descend(scaled, narrow, iterations=LONGEST_DESCENT, floor=FLOOR)
-            done_narrow = polish(scaled, ended.at, steps=POLISH_STEPS, floor=FLOOR)
-        else:
-            done_narrow = done
+        done = polish(scaled, self._merge(point), steps=POLISH_STEPS, floor=FLOOR)
+        answer = self._fit(scaled, done)
         self.effort["hessian_products"] += done.products
-        self._record(todo, scaled, done_narrow.at, done_narrow.gradient_norm < STATIONARY)
+        self._record(todo, scaled, answer.at, answer.gradient_norm < STATIONARY)
         if bool(self.certified[todo].all()):
             return done.at, torch.zeros_like(todo, dtype=torch.bool)
         seeded, added = self._reseed(scaled, self._merge(done.at))
         hopeless = (added == 0) & (done.gradient_norm < STATIONARY)
         return seeded, hopeless
+
+    def _fit(self, scaled: ScaledProblem, found: Polish) -> Polish:
+        """`found` with no more axes than the answer may have; minimised again if that costs."""
+        narrow, dropped = _narrowed(found.at, self.problem.feature_width)
+        if not dropped:
+            return replace(found, at=narrow)
+        again = descend(scaled, narrow, iterations=LONGEST_DESCENT, floor=FLOOR)
+        return polish(scaled, again.at, steps=POLISH_STEPS, floor=FLOOR)
 
     def _merge(self, point: Point) -> Point:
         if not self.problem.nonnegative:
@@ -197,15 +198,17 @@ def _subset(
     return todo[index], scaled.take(index), part
 
 
-def _narrowed(point: Point, width: int) -> Point:
-    """The `width` largest axes, in their order."""
+def _narrowed(point: Point, width: int) -> tuple[Point, bool]:
+    """The `width` largest axes, and whether any other than zero was dropped."""
     if point.A.shape[2] == width:
-        return point
+        return point, False
     size = point.A.norm(dim=1) * point.B.norm(dim=2)
-    order = size.argsort(dim=1, descending=True, stable=True)[:, :width]
+    order = size.argsort(dim=1, descending=True, stable=True)
+    dropped = bool(size.gather(1, order[:, width:]).any())
+    order = order[:, :width]
     A = point.A.gather(2, order.unsqueeze(1).expand(-1, point.A.shape[1], -1))
     B = point.B.gather(1, order.unsqueeze(2).expand(-1, -1, point.B.shape[2]))
-    return Point(A=A, B=B, bias=point.bias)
+    return Point(A=A, B=B, bias=point.bias), dropped
 
 
 def _padded(values: Float[Tensor, "b _ _"], dim: int, size: int) -> Float[Tensor, "b _ _"]:

@@ -1,0 +1,46 @@
+"""Loss weights that repair what weight decay does to rare classes (THEORY section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ufm.problem import as_tensor
+
+AVERAGE_EXPONENT = 0.25
+"""a_k ~ n_k^-1/4 makes the average loss least, in the limit of weak decay (n_c far below n_k)."""
+EQUAL_EXPONENT = 0.5
+"""a_k ~ n_k^-1/2 makes all losses equal, exactly, as long as lambda_W lambda_H is below
+((V-1)/V) / (sum_j sqrt(n_j))^2; above, all classes collapse at once."""
+BALANCED_EXPONENT = 0.75
+"""a_k ~ n_k^-3/4 makes the class-balanced loss least, in the limit of weak decay. Beyond it the
+most frequent classes are the first to collapse."""
+
+
+def repair_weights(
+    class_counts: Sequence[Any] | np.ndarray | Tensor, exponent: float | int
+) -> Float[Tensor, " V"]:
+    """Loss weights a_k ~ n_k^-exponent with sum_k a_k n_k = N; 0 for classes that never occur.
+
+    Raises ValueError for counts that are negative, not whole or all zero, or an exponent that is
+    not finite.
+    """
+    counts = as_tensor("class_counts", class_counts).to(torch.float64)
+    if counts.ndim != 1:
+        raise ValueError(f"class_counts has shape {tuple(counts.shape)}; expected one a class")
+    bad = ~((counts >= 0) & torch.isfinite(counts) & (counts == counts.floor()))
+    if bool(bad.any()):
+        raise ValueError(f"class_counts holds {counts[bad][0].item()}; expected whole numbers >= 0")
+    if not np.isfinite(exponent):
+        raise ValueError(f"exponent is {exponent}; expected a finite number")
+    occurs = counts > 0
+    if not bool(occurs.any()):
+        raise ValueError("class_counts are all 0; expected one class that occurs")
+    # Relative to the largest count, so that no power overflows.
+    weights = torch.where(occurs, (counts / counts.max()) ** -exponent, 0.0)
+    return weights * (counts.sum() / (weights * counts).sum())
