@@ -61,12 +61,16 @@ def _main(argv: list[str]) -> int:
 
 def _sweep(argv: list[str]) -> int:
     name, rest = _take_recipe(argv)
-    default = recipe(name)
-    config = parse_options(SweepConfig, rest, prog=f"{_PROGRAM} sweep", default=default)
-    if config.study == default.study and config.data.corpus != default.data.corpus:
-        corpus = config.data.corpus.replace("/", "-")
-        config = replace(config, study=f"{config.study}-{corpus}")
-    return _run(config)
+    return _run(*(_changed(grid, rest) for grid in recipe(name)))
+
+
+def _changed(grid: SweepConfig, argv: list[str]) -> SweepConfig:
+    """A grid with the user's options; on another corpus it is another study."""
+    changed = parse_options(SweepConfig, argv, prog=f"{_PROGRAM} sweep", default=grid)
+    if changed.study == grid.study and changed.data.corpus != grid.data.corpus:
+        corpus = changed.data.corpus.replace("/", "-")
+        changed = replace(changed, study=f"{changed.study}-{corpus}")
+    return changed
 
 
 def _take_recipe(argv: list[str]) -> tuple[str, list[str]]:
@@ -104,12 +108,12 @@ def _train(argv: list[str]) -> int:
     )
 
 
-def _run(config: SweepConfig) -> int:
+def _run(*grids: SweepConfig) -> int:
     from llm_experiments.sweep import sweep  # after the options are read: it imports for seconds
 
-    counts = sweep(config)
+    counts = sweep(*grids)
     done = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
-    print(f"{config.runs_dir / config.study}: {done}")
+    print(f"{grids[0].study_folder}: {done}")
     return 1 if counts.get("failed") else 0
 
 

@@ -140,6 +140,11 @@ class SweepConfig:
                 raise ValueError(f"{name} is empty; expected at least one")
         self.cells()
 
+    @property
+    def study_folder(self) -> Path:
+        """Where the runs live."""
+        return self.runs_dir / self.study
+
     def cells(self) -> list[RunConfig]:
         """The runs, the grid's last axis fastest, none twice."""
         cells = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -33,21 +35,21 @@ class SweepProgress:
         )
         self._tasks: dict[str, TaskID] = {}
         self._speeds: dict[str, float] = {}
-        self._total = self._done = self._steps = 0
-        self._first_step: dict[str, int] = {}
+        self._total = self._done = 0
 
     def say(self, line: str) -> None:
         """One line above the bars."""
         self._console.print(line, markup=False)
 
-    def start(self, *, total: int, done: int, steps: int) -> None:
-        """Begin a sweep of ``total`` runs of ``steps`` steps, ``done`` of them finished earlier."""
+    def start(self, pending: Sequence[RunConfig], *, done: int) -> None:
+        """Begin with the ``pending`` runs of a sweep, of which ``done`` more are finished."""
+        self._total, self._done = len(pending) + done, done
         if done:
-            self.say(f"{done} of {total} runs are done already")
-        self._total, self._done, self._steps = total, done, steps
-        if done < total:
+            self.say(f"{done} of {self._total} runs are done already")
+        if pending:
             self._bars.start()
-            self._all = self._bars.add_task("all steps", total=(total - done) * steps, speed="")
+            steps = sum(config.steps for config in pending)
+            self._all = self._bars.add_task("all steps", total=steps, speed="")
 
     def advanced(self, run_id: str, config: RunConfig, progress: RunProgress) -> None:
         """A run has made a step."""

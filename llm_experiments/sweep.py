@@ -51,8 +51,8 @@ class Outcome:
     """whether the error is the user's to mend (a full disk, say), and stops the sweep"""
 
 
-def sweep(config: SweepConfig) -> dict[str, int]:
-    """Run what is missing of a grid; returns how many runs ended in each status.
+def sweep(*grids: SweepConfig) -> dict[str, int]:
+    """Run what is missing of one or more grids; returns how many runs ended in each status.
 
     Runs that are finished or known to diverge are skipped. Every run has a lock, so two sweeps
     started at once do no run twice.
@@ -60,20 +60,15 @@ def sweep(config: SweepConfig) -> dict[str, int]:
     Raises:
         ValueError, OSError: what the user has to mend; runs interrupted by it can go on later.
     """
-    device = resolve_device(config.device)
+    device = resolve_device(grids[0].device)
     with contextlib.closing(SweepProgress()) as progress:
-        progress.say(f"preparing corpus {config.data.corpus!r} ...")
-        corpus = prepare(config.data)
-        runs = create_runs(config, corpus)
-        command = shlex.join(["python", *sys.orig_argv[1:]])
-        pending = deque(
-            Task(folder=run.folder, config=cell, corpus=corpus.folder, command=command)
-            for cell, run in runs
-            if not is_done(run)
-        )
-        counts = {"finished earlier": len(runs) - len(pending)}
-        progress.start(total=len(runs), done=len(runs) - len(pending), steps=config.training.steps)
-        for task, outcome in _in_children(pending, device, _parallelism(config, device), progress):
+        progress.say(f"preparing corpus {grids[0].data.corpus!r} ...")
+        tasks = list({task.folder: task for grid in grids for task in create_tasks(grid)}.values())
+        pending = [task for task in tasks if not is_done(Run(task.folder))]
+        counts = {"finished earlier": len(tasks) - len(pending)}
+        progress.start([task.config for task in pending], done=len(tasks) - len(pending))
+        parallel = _parallelism(grids[0], device)
+        for task, outcome in _in_children(deque(pending), device, parallel, progress):
             if outcome.is_users:
                 raise ValueError(outcome.error)
             counts[outcome.status] = counts.get(outcome.status, 0) + 1
@@ -81,12 +76,17 @@ def sweep(config: SweepConfig) -> dict[str, int]:
     return counts
 
 
-def create_runs(config: SweepConfig, corpus: PreparedCorpus) -> list[tuple[RunConfig, Run]]:
+def create_tasks(grid: SweepConfig) -> list[Task]:
     """The grid's runs, each with its folder; those that are there already are kept."""
-    study = config.runs_dir / config.study
+    corpus = prepare(grid.data)
     return [
-        (cell, Run.create(study, cell.resolved(config.data, corpus.data_hash)))
-        for cell in config.cells()
+        Task(
+            folder=Run.create(grid.study_folder, cell.resolved(grid.data, corpus.data_hash)).folder,
+            config=cell,
+            corpus=corpus.folder,
+            command=shlex.join(["python", *sys.orig_argv[1:]]),
+        )
+        for cell in grid.cells()
     ]
 
 

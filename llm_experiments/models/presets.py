@@ -28,7 +28,7 @@ _OPENELM: dict[str, dict[str, int]] = {
 # Hidden width, layers, heads, key-value heads, feed-forward width (Yang et al., 2024, Table 1) and
 # standard deviation of the initial weights: 0.02 at the published widths, D^-1/2 for the tiny one.
 _QWEN2: dict[str, tuple[int, int, int, int, int, float]] = {
-    "qwen2-tiny": (128, 2, 4, 2, 512, 128**-0.5),
+    "qwen2-tiny": (128, 2, 4, 2, 256, 128**-0.5),
     "qwen2-0.5b": (896, 24, 14, 2, 4864, 0.02),
     "qwen2-1.5b": (1536, 28, 12, 2, 8960, 0.02),
 }
