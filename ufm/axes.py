@@ -25,8 +25,8 @@ def merge_collinear(
     size = A.norm(dim=0) * B.norm(dim=1)
     dead = size <= DEAD**2 * size.max()
     A[:, dead], B[dead] = 0.0, 0.0
-    unit_A = A / A.norm(dim=0).clamp(min=1e-300)
-    unit_B = B / B.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    unit_A = A / A.norm(dim=0).clamp(min=1e-35)
+    unit_B = B / B.norm(dim=1, keepdim=True).clamp(min=1e-35)
     alike = (unit_A.T @ unit_A > COLLINEAR) | (unit_B @ unit_B.T > COLLINEAR)
     waiting = ~dead
     for first in size.argsort(descending=True).tolist():
@@ -109,5 +109,5 @@ def _candidates(
     first = torch.full((gradient.shape[0],), len(label), device=label.device)
     first = first.scatter_reduce(0, label[leaders], leaders, "amin")
     b = (gradient.T @ gradient[:, first]).clamp(min=0.0)
-    unit: Tensor = b / b.norm(dim=0).clamp(min=1e-300)
+    unit: Tensor = b / b.norm(dim=0).clamp(min=1e-35)
     return unit

@@ -112,9 +112,9 @@ def _ray_start(
         bend = columns.mass * along.square().sum(0)
     else:
         bend = columns.mass * (along - along.mean(0)).square().mean(0)
-    length = (pulled - 1.0) / bend.clamp(min=1e-300)
-    nat = 1.0 / along.abs().amax(0).clamp(min=1e-300)
-    return unit * torch.minimum(length, nat).clamp(min=1e-300)
+    length = (pulled - 1.0) / bend.clamp(min=1e-35)
+    nat = 1.0 / along.abs().amax(0).clamp(min=1e-35)
+    return unit * torch.minimum(length, nat).clamp(min=1e-35)
 
 
 def _newton(
@@ -172,5 +172,5 @@ def _newton_step(
     step = torch.where((step * gradient).sum(0) < 0, step, -gradient)
     # A log-loss is close to its quadratic model over a few nats only; far out, over a share.
     reach = (0.5 * logits.abs().amax(0)).clamp(min=LOGIT_STEP)
-    moved = (columns.scale * step).abs().amax(0).clamp(min=1e-300)
+    moved = (columns.scale * step).abs().amax(0).clamp(min=1e-35)
     return step * (reach / moved).clamp(max=1.0)

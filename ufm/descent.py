@@ -98,7 +98,7 @@ def _direction(
     if history:
         s, y, inverse = history[-1]
         curvature = (y * y).sum(1) * inverse
-        q *= torch.where(inverse > 0, 1.0 / curvature.clamp(min=1e-300), 1.0).unsqueeze(1)
+        q *= torch.where(inverse > 0, 1.0 / curvature.clamp(min=1e-35), 1.0).unsqueeze(1)
     else:
         q /= steepest.norm(dim=1, keepdim=True).clamp(min=1.0)
     for (s, y, inverse), factor in zip(history, reversed(factors), strict=True):

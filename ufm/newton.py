@@ -100,7 +100,7 @@ def _conjugate_gradients(
         running = good & (new > goal)
         if not bool(running.any()):
             break
-        ratio = torch.where(running, new / current.clamp(min=1e-300), 0.0).unsqueeze(1)
+        ratio = torch.where(running, new / current.clamp(min=1e-35), 0.0).unsqueeze(1)
         conjugate = residual + ratio * conjugate
         current = new
     return direction, used

@@ -113,7 +113,7 @@ class Search:
         order = size.argsort(dim=1, descending=True)[:, :slots]
         root = size.gather(1, order).sqrt()
         A = z.gather(2, order.unsqueeze(1).expand(-1, z.shape[1], -1))
-        A = A / root.clamp(min=1e-300).unsqueeze(1)
+        A = A / root.clamp(min=1e-35).unsqueeze(1)
         B = torch.zeros(len(z), slots, z.shape[2], dtype=z.dtype, device=z.device)
         B.scatter_(2, order.unsqueeze(2), root.unsqueeze(2))
         settled = torch.ones_like(fits)

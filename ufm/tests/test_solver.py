@@ -101,9 +101,10 @@ def test_an_unfinished_run_says_so(monkeypatch):
     monkeypatch.setattr("ufm.search.ROUNDS", 1)
     monkeypatch.setattr("ufm.search.POLISH_STEPS", 0)
     monkeypatch.setattr("ufm.search.FIRST_DESCENT", 1)
+    problem = UFMProblem(class_counts=[6, 4, 2], **DECAY)
     with pytest.raises(NotCertifiedError, match="unfinished"):
-        solve(PROBLEM, per_sample=True)
-    solution = solve(PROBLEM, per_sample=True, throw=False)
+        solve(problem, per_sample=True)
+    solution = solve(problem, per_sample=True, throw=False)
     assert solution.status == "unfinished"
     assert "ran out" in solution.message
     assert solution.certificate.gap > 1e-10 * solution.objective
