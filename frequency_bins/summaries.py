@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # scipy.stats would take a second to import
 from torch import Tensor
 
 from frequency_bins.bins import FrequencyBins
@@ -128,7 +128,7 @@ def seed_band(values: ArrayLike | Tensor) -> SeedBand:
         nothing = np.full_like(mean, np.nan)
         return SeedBand(mean=np.asarray(mean), std=nothing, half_width=nothing)
     std = array.std(axis=0, ddof=1)
-    quantile = float(student_t.ppf(0.975, seeds - 1))
+    quantile = float(stdtrit(seeds - 1, 0.975))
     half_width = quantile * std / math.sqrt(seeds)
     return SeedBand(mean=np.asarray(mean), std=np.asarray(std), half_width=np.asarray(half_width))
 
