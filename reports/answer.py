@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from reports.groups import count_range, end_bins, over_seeds, weight_decays
+from reports.wording import worded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,14 @@ class Answer:
 
 def answer(groups: Sequence[xr.Dataset]) -> Answer:
     """The answer, or the reason why there is none yet."""
-    changes = tuple(_change(group) for group in groups if len(weight_decays([group])) > 1)
+    tokens = worded("tokens", groups)
+    compared = [group for group in groups if len(weight_decays([group])) > 1]
+    changes = tuple(_change(group) for group in compared if len(set(end_bins(group))) > 1)
     if changes:
-        return Answer(sentence=_sentence(changes), changes=changes)
+        return Answer(sentence=_sentence(changes, tokens), changes=changes)
+    if compared:
+        sentence = f"No answer: all {tokens} occur about equally often, in one frequency bin."
+        return Answer(sentence=sentence, changes=())
     if groups:
         shown = ", ".join(f"{decay:g}" for decay in weight_decays(groups))
         return Answer(
@@ -83,19 +89,19 @@ def _change(group: xr.Dataset) -> Change:
     )
 
 
-def _sentence(changes: Sequence[Change]) -> str:
+def _sentence(changes: Sequence[Change], tokens: str) -> str:
     paid = sum(change.rare_paid for change in changes)
     if paid == len(changes):
-        verdict = "The rarest tokens paid"
+        verdict = f"The rarest {tokens} paid"
     elif paid:
-        verdict = f"The rarest tokens paid most in {paid} of {len(changes)} settings"
+        verdict = f"The rarest {tokens} paid most in {paid} of {len(changes)} settings"
     elif any(change.most_hurt_counts for change in changes):
         hurt = " and ".join(
             dict.fromkeys(c.most_hurt_counts for c in changes if c.most_hurt_counts)
         )
-        verdict = f"Not the rarest tokens, but those seen {hurt} times paid most"
+        verdict = f"Not the rarest {tokens}, but those seen {hurt} times paid most"
     else:
-        verdict = "No tokens paid: no bin's loss rose"
+        verdict = f"No {tokens} paid: no bin's loss rose"
     decays = {change.decays for change in changes}
     span = (
         f"as weight decay went from {changes[0].decays[0]:g} to {changes[0].decays[1]:g}"
@@ -104,14 +110,15 @@ def _sentence(changes: Sequence[Change]) -> str:
     )
     if len(changes) > 3:
         return (
-            f"{verdict}: {span}, their loss changed by {_span_of(changes, 'rare')} nats, and the "
-            f"average by {_span_of(changes, 'average')} nats."
+            f"{verdict}: {span}, the loss of the rarest changed by "
+            f"{_span_of(changes, 'rare')} nats, and the average by "
+            f"{_span_of(changes, 'average')} nats."
         )
     rare = _and([_went(c.rare, c.name, len(changes)) for c in changes])
     average = _and([_went(c.average, c.name, len(changes)) for c in changes])
     counts = _and(list(dict.fromkeys(change.rare_counts for change in changes)))
     return (
-        f"{verdict}: {span}, the loss of tokens seen {counts} times went from {rare} nats, while "
+        f"{verdict}: {span}, the loss of {tokens} seen {counts} times went from {rare} nats, while "
         f"the average that training monitors went from {average}."
     )
 

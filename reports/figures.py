@@ -47,6 +47,7 @@ from reports.style import (
     plain_number,
 )
 from reports.tables import law_loss
+from reports.wording import worded
 
 P = ParamSpec("P")
 Draw = Callable[P, ReportFigure]
@@ -58,7 +59,9 @@ def styled(draw: Draw[P]) -> Draw[P]:
     @functools.wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> ReportFigure:
         with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+        _reword(figure, [arg for arg in args if isinstance(arg, xr.Dataset)])
+        return figure
 
     return inside
 
@@ -71,12 +74,11 @@ def figure_1(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
         "Figure 1",
         "The rarest and the most frequent tokens under weight decay",
     )
-    said = []
-    for axis, group in zip(axes, groups, strict=True):
+    panels, said = [], []
+    for group in groups:
         rare, common = end_bins(group)
         loss = over_seeds(group, "bin_loss")
-        _decay_lines(
-            axis,
+        panels.append(
             [
                 (loss.isel(bin=rare), f"rarest\n{_bin_range(group, rare)}×", RARE),
                 (loss.isel(bin=common), f"most frequent\n{_bin_range(group, common)}×", COMMON),
@@ -87,7 +89,8 @@ def figure_1(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
             f"{_ends(loss['mean'].isel(bin=rare))}, tokens seen {_bin_range(group, common)} times "
             f"{_ends(loss['mean'].isel(bin=common))}"
         )
-    _label_loss(axes)
+    _decay_panels(axes, panels)
+    axes[0].set_ylabel("loss (nats)")
     figure.caption = _caption(
         "Mean cross-entropy of the tokens in the rarest and in the most frequent bin, over the "
         "training set after the last step.",
@@ -230,16 +233,17 @@ def figure_4(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     """Average against token-balanced training loss by weight decay (Figure 4)."""
     figure, axes = _panels(groups, narrow)
     figure.name, figure.title = "Figure 4", "Average and token-balanced loss under weight decay"
-    said = []
-    for axis, group in zip(axes, groups, strict=True):
+    panels, said = [], []
+    for group in groups:
         balanced = over_seeds(group, "token_balanced_loss")
         average = over_seeds(group, "average_loss")
-        _decay_lines(axis, [(balanced, "token-\nbalanced", RARE), (average, "average", COMMON)])
+        panels.append([(balanced, "token-\nbalanced", RARE), (average, "average", COMMON)])
         said.append(
             f"{group.attrs['name']}: token-balanced {_ends(balanced['mean'])}, "
             f"average {_ends(average['mean'])}"
         )
-    _label_loss(axes)
+    _decay_panels(axes, panels)
+    axes[0].set_ylabel("loss (nats)")
     figure.caption = _caption(
         "Average loss counts every token of the text once; token-balanced loss counts every entry "
         "of the vocabulary that occurs once. Measured over the whole training set after the last "
@@ -475,11 +479,9 @@ def critical_count(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     """Fitted critical count n_c against weight decay."""
     figure, axes = _panels(groups, narrow)
     figure.name, figure.title = "Theory", "The fitted critical count under weight decay"
-    said = []
-    highest = max(float(np.nanmax(group["critical_count"].values, initial=0)) for group in groups)
-    for axis, group in zip(axes, groups, strict=True):
-        band = over_seeds(group, "critical_count")
-        _decay_lines(axis, [(band, "", RARE)], spread=False)
+    bands = [over_seeds(group, "critical_count") for group in groups]
+    _decay_panels(axes, [[(band, "", RARE)] for band in bands])
+    for axis, band in zip(axes, bands, strict=True):
         for decay, mean in zip(band["weight_decay"].values, band["mean"].values, strict=True):
             axis.annotate(
                 f"{mean:.3g}",
@@ -490,9 +492,12 @@ def critical_count(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
                 color=INK,
                 fontsize=8.5,
             )
-        axis.set_ylim(0, highest * 1.2 or 1.0)
         axis.margins(x=0.09)
-        said.append(f"{group.attrs['name']}: {_ends(band['mean'], unit='')}")
+    axes[0].set_ylim(0, 1.1 * axes[0].get_ylim()[1])
+    said = [
+        f"{group.attrs['name']}: {_ends(band['mean'], unit='')}"
+        for group, band in zip(groups, bands, strict=True)
+    ]
     axes[0].set_ylabel("critical count n_c")
     figure.caption = _caption(
         "The count at or below which the theory says a token is neglected altogether, fitted to "
@@ -501,6 +506,13 @@ def critical_count(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     )
     figure.alt = "Fitted critical count against weight decay. " + "; ".join(said)
     return figure
+
+
+def _reword(figure: ReportFigure, groups: Sequence[xr.Dataset]) -> None:
+    figure.title, figure.alt = worded(figure.title, groups), worded(figure.alt, groups)
+    for axis in figure.axes:
+        for text in (axis.xaxis.label, axis.yaxis.label, *axis.texts):
+            text.set_text(worded(text.get_text(), groups))
 
 
 def _grid(
@@ -530,33 +542,36 @@ def _panels(
     return figure, axes[: len(groups)]
 
 
-def _decay_lines(
-    axis: Axes, lines: Sequence[tuple[xr.Dataset, str, str]], *, spread: bool = True
-) -> None:
-    """Mean and seed band against weight decay for each (band, label, colour)."""
-    decays = lines[0][0]["weight_decay"].values
-    for band, _, colour in lines:
-        _band(axis, decays, band, colour)
-    axis.set_ylim(bottom=0)
-    apart = 0.04 * (decays[-1] - decays[0])
-    ticks = [
-        decays[0],
-        *(at for at, last in zip(decays[1:], decays, strict=False) if at - last > apart),
-    ]
-    axis.set_xticks(ticks)
-    axis.xaxis.set_major_formatter(plain_number)
-    axis.set_xlabel("weight decay λ")
-    if spread:
-        axis.margins(x=0.04)
+Lines = Sequence[tuple[xr.Dataset, str, str]]
+
+
+def _decay_panels(axes: Sequence[Axes], panels: Sequence[Lines]) -> None:
+    """Means and seed bands against weight decay: a panel's lines are (band, label, colour)."""
+    tops = []
+    for axis, lines in zip(axes, panels, strict=True):
+        decays = lines[0][0]["weight_decay"].values
+        for band, _, colour in lines:
+            _band(axis, decays, band, colour)
+            tops.append((band["mean"] + band["half_width"].fillna(0)).max())
+        axis.set_xticks(_apart(decays))
+        axis.xaxis.set_major_formatter(plain_number)
+        axis.set_xlabel("weight decay λ")
+    axes[0].set_ylim(0, 1.08 * float(max(tops)) or 1.0)  # shared, so after all are drawn
+    for axis, lines in zip(axes, panels, strict=True):
         ends = [
-            (float(decays[-1]), float(band["mean"].values[-1]), label, colour)
+            (float(band["weight_decay"][-1]), float(band["mean"][-1]), label, colour)
             for band, label, colour in lines
         ]
         label_ends(axis, ends)
 
 
-def _label_loss(axes: Sequence[Axes]) -> None:
-    axes[0].set_ylabel("loss (nats)")
+def _apart(places: np.ndarray) -> list[float]:
+    """The places that are far enough from the one before to be named."""
+    kept = [float(places[0])]
+    for place in places[1:]:
+        if place - kept[-1] > 0.04 * (places[-1] - places[0]):
+            kept.append(float(place))
+    return kept
 
 
 def _bin_middles(group: xr.Dataset) -> np.ndarray:
@@ -593,7 +608,7 @@ def _bin_sizes(axis: Axes, group: xr.Dataset) -> None:
         if size:
             percent = 100 * size / sizes.sum()
             axis.annotate(
-                f"{percent:.2g}" if percent >= 0.1 else "<.1",
+                "<.1" if percent < 0.1 else f"{percent:.2g}" if percent < 10 else f"{percent:.0f}",
                 (middle, 1.0),
                 xycoords=("data", "axes fraction"),
                 ha="center",
@@ -698,6 +713,7 @@ def _caption(text: str, groups: Sequence[xr.Dataset], *, runs: bool = True) -> s
     for group in groups:
         names.setdefault(describe(group, seeds_too=runs), []).append(group.attrs["name"])
     said = [f"{' and '.join(who)} on {how}" if runs else how for how, who in names.items()]
+    text = worded(text, groups)
     return f"{text} {'Runs' if runs else 'Corpus'}: {'; '.join(said)}."
 
 

@@ -23,6 +23,7 @@ from reports.groups import Collection, corpus, display_text, weight_decays
 from reports.style import DARK, STYLE, ReportFigure, dark_decay_colours, decay_colours
 from reports.table_views import TableView, run_table, table_views
 from reports.token_search import pack
+from reports.wording import worded
 
 TEMPLATES = Path(__file__).parent / "templates"
 FIGURES: tuple[Callable[..., ReportFigure], ...] = (
@@ -62,7 +63,7 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
     decays = weight_decays(groups)
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return (
-        _environment()
+        _environment(groups)
         .get_template("page.html")
         .render(
             studies=[display_text(study) for study in collection.studies],
@@ -150,7 +151,7 @@ def missing_glyphs_allowed() -> Iterator[None]:
         yield
 
 
-def _environment() -> jinja2.Environment:
+def _environment(groups: Sequence[xr.Dataset]) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -159,6 +160,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["text"] = display_text
+    environment.filters["worded"] = lambda text: worded(text, groups)
     return environment
 
 

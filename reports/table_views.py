@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import xarray as xr
 
 from reports import tables
 from reports.published import published_table_1
+from reports.wording import worded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,20 @@ def table_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
                 **_repair_table(repaired),
             )
         )
-    return views
+    return [_reworded(view, groups) for view in views]
+
+
+def _reworded(view: TableView, groups: Sequence[xr.Dataset]) -> TableView:
+    return dataclasses.replace(
+        view,
+        title=worded(view.title, groups),
+        caption=worded(view.caption, groups),
+        head=[worded(cell, groups) for cell in view.head],
+        bodies=[
+            (heading, [[worded(row[0], groups), *row[1:]] for row in rows])
+            for heading, rows in view.bodies
+        ],
+    )
 
 
 def comparison_view(frame: pd.DataFrame, first: str, second: str) -> TableView:

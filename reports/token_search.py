@@ -34,7 +34,7 @@ def pack(groups: Sequence[xr.Dataset]) -> str:
     arrays: list[bytes] = []
     for group in groups:
         labels = [display_label(label) for label in group["label"].values]
-        counts = group["class_count"].values.astype("<u4")
+        counts = np.minimum(group["class_count"].values, 2**32 - 1).astype("<u4")
         key = ("\n".join(labels), counts.tobytes())
         if key not in vocabularies:
             vocabularies[key] = len(vocabularies)

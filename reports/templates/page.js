@@ -91,15 +91,15 @@
     const group = header.groups[Math.max(choice.selectedIndex, 0)];
     const words = header.vocabularies[group.vocabulary];
     const matches = search(words, query.value);
-    const titles = ["token", "count", ...group.decays.map((d) => `\u03bb = ${d}`), "S"];
+    const titles = ["name", "count", ...group.decays.map((d) => `\u03bb = ${d}`), "S"];
     if (group.steps.length > 1) titles.push("over training");
     const line = document.createElement("tr");
     line.append(...titles.map((title) => { const cell = element("th", title); cell.scope = "col"; return cell; }));
     table.tHead.replaceChildren(line);
     table.tBodies[0].replaceChildren(...matches.slice(0, LIMIT).map((i) => row(group, words, i)));
     const total = matches.length.toLocaleString("en");
-    found.textContent = matches.length === 0 ? "No token holds this text."
-      : matches.length > LIMIT ? `${total} tokens, the ${LIMIT} most frequent shown.` : `${total} token${matches.length > 1 ? "s" : ""}.`;
+    found.textContent = matches.length === 0 ? "Nothing holds this text."
+      : matches.length > LIMIT ? `${total} found, the ${LIMIT} most frequent shown.` : `${total} found.`;
   }
   const COLOURS = [...new Set(header.groups.flatMap((group) => group.decays))].sort((a, b) => a - b);
   query.addEventListener("input", show);

@@ -127,4 +127,4 @@ def test_the_page_in_a_browser(
     assert [row[0] for row in seen["image"]] == ["<img␣src=x␣onerror=document.title='owned'>"]
     assert {row[0] for row in seen["the"][:2]} == {"␣the", "Ġthe"}
     assert seen["nothing"] == []
-    assert seen["status"] == "No token holds this text."
+    assert seen["status"] == "Nothing holds this text."

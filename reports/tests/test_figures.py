@@ -57,6 +57,22 @@ def test_figure_4_draws_both_losses(collection: Collection) -> None:
         np.testing.assert_allclose(line.get_ydata(), means.values)
 
 
+@pytest.mark.parametrize("draw", [figures.figure_1, figures.figure_4, figures.critical_count])
+def test_shared_axes_hold_every_panel(draw: Callable[..., ReportFigure], tmp_path: Path) -> None:
+    for model, critical_count in (("a", 0.1), ("b", 20.0), ("c", 1.0)):
+        for weight_decay in (0.0, 5e-4, 1.0):
+            make_run(
+                tmp_path, weight_decay=weight_decay, seed=0, model=model,
+                critical_count=critical_count,
+            )  # fmt: skip
+    figure = draw(*collect([tmp_path]).groups)
+    for axis in figure.axes:
+        low, high = axis.get_ylim()
+        assert low == 0
+        assert all((line.get_ydata() <= high).all() for line in axis.lines)
+        assert axis.get_xticks().tolist() == [0.0, 1.0]
+
+
 def test_figure_1_draws_the_end_bins(collection: Collection) -> None:
     group = collection.groups[0]
     rare, common = figures.figure_1(group).axes[0].lines
