@@ -1,0 +1,425 @@
+"""python -m ufm verify | solve | predict | phase"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ufm import as_printed
+from ufm.closed_form import closed_form
+from ufm.counts_file import count_words, read_counts
+from ufm.problem import UFMProblem
+from ufm.repair import repair_weights
+from ufm.search import UNFINISHED
+from ufm.solver import NotCertifiedError, Solution, solve
+from ufm.verification import Claim, verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Measure every claim of the paper's Section 5 and Appendix A against certified solves."""
+
+    device: str = "cpu"
+    """Where to solve: cpu, cuda, ..."""
+    seed: int = 0
+    """Of the random starts."""
+    counts: Path | None = None
+    """Class counts of a real corpus, for the claim of Section 4.1 (see `predict`)."""
+    output: Path | None = None
+    """Also write the table here, as CSV."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solve:
+    """Solve one problem from a random start and certify it."""
+
+    class_counts: tuple[int, ...]
+    """Samples of each class."""
+    lambda_W: float
+    """Decay of the classifier."""
+    lambda_H: float
+    """Decay of the features."""
+    width: int | None = None
+    """Feature width; default the number of classes."""
+    label_smoothing: float = 0.0
+    """e in [0, 1)."""
+    loss: str = "cross_entropy"
+    """cross_entropy or mse."""
+    loss_weight_exponent: float = 0.0
+    """g of the loss weights n_k^-g."""
+    nonnegative: bool = True
+    """H >= 0, or free features."""
+    bias: bool = False
+    """Add a free bias."""
+    per_sample: bool = False
+    """One free feature a sample in place of one a class."""
+    seed: int = 0
+    """Of the random start."""
+    tolerance: float = 1e-10
+    """Certified when gap <= tolerance * objective."""
+    device: str = "cpu"
+    """Where to solve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Per-token loss and neglected tokens from class counts and the decay, in closed form."""
+
+    counts: Path | None = None
+    """One integer a line, a CSV with a count column, or JSON."""
+    corpus: Path | None = None
+    """Or a UTF-8 text: its words between white space are the tokens."""
+    lambda_W: float | None = None
+    """Decay of the classifier."""
+    lambda_H: float | None = None
+    """Decay of the features; default lambda_W."""
+    critical_count: float | None = None
+    """Or n_c itself, as fitted to a run."""
+    loss_weight_exponent: float = 0.0
+    """g of the loss weights n_k^-g."""
+    output: Path | None = None
+    """Write label, count, loss, learned of every token here, as CSV."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Collapse over lambda and count: certified solves against the theory's boundary."""
+
+    class_counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    """Samples of each class."""
+    smallest: float = 1e-5
+    """Least lambda = lambda_W = lambda_H."""
+    largest: float = 1e-1
+    """Largest lambda."""
+    points: int = 60
+    """Values of lambda."""
+    device: str = "cpu"
+    """Where to solve."""
+    output: Path = Path("phase")
+    """Stem of the files: .csv and .png are added."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; one line on stderr and code 2 for bad input."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except NotCertifiedError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _run(argv: list[str]) -> int:
+    options = _options(argv)
+    if not isinstance(options, Predict):
+        _check_device(options.device)
+    if not isinstance(options, Solve) and options.output is not None:
+        _check_folder(options.output)
+    match options:
+        case Verify():
+            return _verify(options)
+        case Solve():
+            return _solve(options)
+        case Predict():
+            return _predict(options)
+        case _:
+            return _phase(options)
+
+
+def _options(argv: list[str]) -> Verify | Solve | Predict | Phase:
+    commands: Any = (
+        Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Solve, tyro.conf.subcommand("solve")]
+        | Annotated[Predict, tyro.conf.subcommand("predict")]
+        | Annotated[Phase, tyro.conf.subcommand("phase")]
+    )
+    panel = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(panel):
+            chosen: Verify | Solve | Predict | Phase = tyro.cli(
+                commands, args=argv, prog="python -m ufm", description=__doc__
+            )
+            return chosen
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise
+        lines = (line.strip(" │╭╮╰╯─") for line in panel.getvalue().splitlines())
+        said = [line for line in lines if line and not line.startswith("For full helptext")]
+        raise ValueError("; ".join(said[1:] or said)) from None
+
+
+def _verify(options: Verify) -> int:
+    claims = verify(device=options.device, seed=options.seed)
+    if options.counts is not None:
+        claims.append(_coverage_claim(options.counts))
+    table = Table(title="Claims against certified solves (relative errors; counterexamples)")
+    header = ["claim", "where", "as printed", "corrected", "error printed", "error corrected"]
+    for name in (*header, "verdict"):
+        table.add_column(name, overflow="fold")
+    rows = [
+        (
+            claim.name,
+            claim.where,
+            claim.printed,
+            claim.corrected,
+            f"{claim.printed_error:.2g}",
+            f"{claim.corrected_error:.2g}",
+            claim.verdict,
+        )
+        for claim in claims
+    ]
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+    if options.output is not None:
+        _write_csv(options.output, [*header, "verdict"], rows)
+    failed = [claim.name for claim in claims if not claim.confirmed]
+    settled = f"{len(claims) - len(failed)} of {len(claims)} claims settled"
+    print(f"{settled}: what is right holds, what is misprinted fails")
+    return 1 if failed else 0
+
+
+def _coverage_claim(path: Path) -> Claim:
+    """Section 4.1: how much of the vocabulary 95 % of the tokens need, all entries counted."""
+    _, counts = read_counts(path)
+    ordered = torch.tensor(counts, dtype=torch.float64).sort(descending=True).values
+    needed = int((ordered.cumsum(0) < 0.95 * ordered.sum()).sum()) + 1
+    share = needed / len(counts)
+    return Claim(
+        name="95 % of the tokens are few types",
+        where="Sec. 4.1",
+        printed=f"the top {as_printed.COVERING_SHARE:.2%} of the vocabulary",
+        corrected=f"the top {share:.2%} in {path.name}",
+        printed_error=abs(as_printed.COVERING_SHARE - share) / share,
+        corrected_error=0.0,
+        misprinted=True,
+    )
+
+
+def _solve(options: Solve) -> int:
+    weights = None
+    if options.loss_weight_exponent:
+        weights = repair_weights(options.class_counts, options.loss_weight_exponent)
+    problem = UFMProblem(
+        class_counts=options.class_counts,
+        lambda_W=options.lambda_W,
+        lambda_H=options.lambda_H,
+        loss_weights=weights,
+        label_smoothing=options.label_smoothing,
+        loss=options.loss,
+        nonnegative=options.nonnegative,
+        bias=options.bias,
+        width=options.width,
+    )
+    solution = solve(
+        problem,
+        seed=options.seed,
+        per_sample=options.per_sample,
+        tolerance=options.tolerance,
+        device=options.device,
+        throw=False,
+    )
+    try:
+        exact: list[float] | None = closed_form(problem).loss.tolist()
+    except ValueError:
+        exact = None
+    table = Table("count", "loss", "closed form", "|w_k|^2")
+    norms = solution.W.square().sum(1).tolist()
+    for k, count in enumerate(options.class_counts):
+        known = "none known" if exact is None else f"{exact[k]:.10g}"
+        table.add_row(str(count), f"{float(solution.loss[k]):.10g}", known, f"{norms[k]:.6g}")
+    _console().print(table)
+    _print_certificate(solution)
+    return 1 if solution.status == UNFINISHED else 0
+
+
+def _print_certificate(solution: Solution) -> None:
+    certificate = solution.certificate
+    print(f"objective   {float(certificate.objective):.15g}")
+    print(f"lower bound {float(certificate.lower_bound):.15g}")
+    print(f"gap         {float(certificate.gap):.3g}")
+    print(f"{solution.status}: {solution.message} ({solution.stats['seconds']:.2f} s)")
+
+
+def _predict(options: Predict) -> int:
+    labels, counts = _counts_of(options)
+    kept = [k for k, count in enumerate(counts) if count > 0]
+    present = torch.tensor([counts[k] for k in kept])
+    lambda_W, lambda_H = _decays_of(options, present)
+    weights = None
+    if options.loss_weight_exponent:
+        weights = repair_weights(present, options.loss_weight_exponent)
+    problem = UFMProblem(
+        class_counts=present, lambda_W=lambda_W, lambda_H=lambda_H, loss_weights=weights
+    )
+    result = closed_form(problem)
+    share = problem.counts / problem.counts.sum()
+    neglected = result.collapsed
+    print(f"classes        {len(counts):,}, {len(counts) - len(kept):,} of them never occur")
+    print(f"samples        {int(problem.num_samples):,}")
+    if result.critical_count.ndim == 0:
+        print(f"critical count {float(result.critical_count):.6g}")
+    print(
+        f"neglected      {int(neglected.sum()):,} classes, "
+        f"{100 * float(share[neglected].sum()):.3g} % of the samples"
+    )
+    print(f"average loss   {float((share * result.loss).sum()):.6g} nats")
+    print(f"balanced loss  {float(result.loss.mean()):.6g} nats")
+    if options.output is not None:
+        losses, learned = result.loss.tolist(), (~neglected).tolist()
+        rows = (
+            (labels[k], counts[k], repr(losses[i]), int(learned[i])) for i, k in enumerate(kept)
+        )
+        _write_csv(options.output, ["label", "count", "loss", "learned"], rows)
+        print(f"wrote          {options.output}")
+    return 0
+
+
+def _counts_of(options: Predict) -> tuple[list[str], list[int]]:
+    if (options.counts is None) == (options.corpus is None):
+        given = "neither" if options.counts is None else "both"
+        raise ValueError(f"{given} of --counts and --corpus is given; expected one")
+    if options.counts is not None:
+        return read_counts(options.counts)
+    assert options.corpus is not None
+    return count_words(options.corpus)
+
+
+def _decays_of(options: Predict, counts: Tensor) -> tuple[float, float]:
+    if (options.critical_count is None) == (options.lambda_W is None):
+        given = "neither" if options.lambda_W is None else "both"
+        raise ValueError(f"{given} of --lambda-W and --critical-count is given; expected one")
+    if options.lambda_W is not None:
+        return options.lambda_W, options.lambda_W if options.lambda_H is None else options.lambda_H
+    assert options.critical_count is not None
+    if not 0.0 < options.critical_count < float("inf"):
+        raise ValueError(f"critical_count is {options.critical_count}; expected a number > 0")
+    if len(counts) < 2:
+        raise ValueError(f"{len(counts)} class occurs; expected at least two")
+    V, N = len(counts), float(counts.sum())
+    geometric = (options.critical_count * (V - 1) / V) ** 0.5 / N
+    return geometric, geometric
+
+
+def _phase(options: Phase) -> int:
+    if not 0 < options.smallest < options.largest < float("inf"):
+        raise ValueError(
+            f"smallest is {options.smallest} and largest {options.largest}; "
+            "expected 0 < smallest < largest"
+        )
+    if options.points < 2:
+        raise ValueError(f"points is {options.points}; expected at least 2")
+    ends = torch.tensor([options.smallest, options.largest], dtype=torch.float64).log()
+    decays = torch.linspace(float(ends[0]), float(ends[1]), options.points).double().exp()
+    counts = torch.tensor(sorted(set(options.class_counts)))
+    problem = UFMProblem(
+        class_counts=counts.expand(options.points, -1),
+        lambda_W=decays.unsqueeze(1),
+        lambda_H=decays.unsqueeze(1),
+    )
+    solution = solve(problem, device=options.device)
+    collapsed = (solution.H.square().sum(-2) == 0).cpu()
+    theory = closed_form(problem)
+    rows = (
+        (
+            repr(float(decays[i])),
+            int(counts[k]),
+            repr(float(solution.loss[i, k])),
+            int(collapsed[i, k]),
+            int(theory.collapsed[i, k]),
+            repr(float(theory.critical_count[i])),
+        )
+        for i in range(options.points)
+        for k in range(len(counts))
+    )
+    header = ["lambda", "count", "loss", "collapsed", "collapsed_in_theory", "critical_count"]
+    table, figure = (options.output.with_suffix(suffix) for suffix in (".csv", ".png"))
+    _write_csv(table, header, rows)
+    _draw_phase(figure, decays, counts, solution.loss.cpu(), theory.critical_count)
+    wrong = int((collapsed != theory.collapsed).sum())
+    print(f"{options.points} certified solves; {wrong} of {collapsed.numel()} cells off the theory")
+    print(f"wrote {table} and {figure}")
+    return 1 if wrong else 0
+
+
+def _draw_phase(path: Path, decays: Tensor, counts: Tensor, loss: Tensor, critical: Tensor) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    chance = float(torch.tensor(float(len(counts))).log())
+    mesh = axes.pcolormesh(decays, counts, (loss / chance).T, shading="nearest", vmin=0, vmax=1)
+    axes.plot(decays, critical, color="white", label="critical count $n_c$ (theory)")
+    axes.set(xscale="log", yscale="log", xlabel="$\\lambda_W = \\lambda_H$", ylabel="class count")
+    axes.set_ylim(float(counts.min()), float(counts.max()))
+    axes.legend(loc="lower right", facecolor="gray", labelcolor="white")
+    figure.colorbar(mesh, label="loss / log V (1: not learned)")
+    beside = path.with_name(path.name + ".part")
+    figure.savefig(beside, dpi=150, format="png")
+    plt.close(figure)
+    os.replace(beside, path)
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
+    beside = path.with_name(path.name + ".part")
+    try:
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device is {name!r}; expected one that works here ({reason})") from error
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ValueError(f"output is {path}; expected a folder that exists, not {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"output is {path}, a folder; expected a file")
+
+
+def _console() -> Console:
+    # Not cut to the 80 columns that rich assumes of a pipe.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+
+
+def _one_line(error: BaseException) -> str:
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror is not None:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    message = " ".join(message.split()) or type(error).__name__
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Class counts from files that anyone may have written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+MAX_BYTES = 2**31
+COUNT_NAMES = ("count", "class_count", "counts", "class_counts")
+LABEL_NAMES = ("label", "token", "class")
+
+
+def read_counts(path: Path) -> tuple[list[str], list[int]]:
+    """Labels and counts from one integer a line, a CSV, or JSON.
+
+    CSV: a header with a column named count (or class_count), and perhaps label (or token); or no
+    header and the count last. JSON: a list of integers, an object of label to count, or an object
+    with the list under "class_counts" or "counts". Without labels a class is its position.
+
+    Raises ValueError naming the file and the entry, OSError where it cannot be read.
+    """
+    text = _text(path)
+    read = _json_pairs if path.suffix.lower() == ".json" else _line_pairs
+    pairs = read(path, text)
+    counts = [_whole(path, label, value) for label, value in pairs]
+    if not any(counts):
+        raise ValueError(f"{path} holds no count above 0; expected at least two classes")
+    return [label for label, _ in pairs], counts
+
+
+def count_words(path: Path) -> tuple[list[str], list[int]]:
+    """The words of a UTF-8 text between white space, most frequent first, and their counts."""
+    words = Counter(_text(path).split()).most_common()
+    if len(words) < 2:
+        raise ValueError(f"{path} holds {len(words)} different words; expected at least two")
+    return [word for word, _ in words], [count for _, count in words]
+
+
+def _text(path: Path) -> str:
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is {path.stat().st_size} bytes; expected at most {MAX_BYTES}")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
+
+
+def _json_pairs(path: Path, text: str) -> list[tuple[str, object]]:
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(data, dict):
+        lists = [data[name] for name in COUNT_NAMES if isinstance(data.get(name), list)]
+        if not lists:
+            return [(str(label), value) for label, value in data.items()]
+        data = lists[0]
+    if not isinstance(data, list):
+        raise ValueError(f"{path} holds a {type(data).__name__}; expected a list or an object")
+    return [(str(position), value) for position, value in enumerate(data)]
+
+
+def _line_pairs(path: Path, text: str) -> list[tuple[str, object]]:
+    try:
+        rows = [row for row in csv.reader(text.splitlines()) if row]
+    except csv.Error as error:
+        raise ValueError(f"{path} is not CSV: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} is empty; expected one count a line")
+    header = [name.strip().lower() for name in rows[0]]
+    column = next((header.index(name) for name in COUNT_NAMES if name in header), None)
+    label = next((header.index(name) for name in LABEL_NAMES if name in header), None)
+    if column is not None:
+        rows = rows[1:]
+    width = max(column or 0, label or 0)
+    for position, row in enumerate(rows):
+        if len(row) <= width:
+            raise ValueError(f"{path}: row {position} is {row!r}; expected {width + 1} columns")
+    at = -1 if column is None else column
+    if label is None and column is None and len(rows[0]) > 1:
+        label = 0
+    return [
+        (str(position) if label is None else row[label], row[at].strip())
+        for position, row in enumerate(rows)
+    ]
+
+
+def _whole(path: Path, label: str, value: object) -> int:
+    try:
+        number = float(value) if isinstance(value, (str, int, float)) else float("nan")
+    except (ValueError, OverflowError):
+        number = float("nan")
+    if isinstance(value, bool) or not (number >= 0 and number == number // 1 and number < 2**53):
+        raise ValueError(
+            f"{path}: the count of {label!r} is {value!r}; expected a whole number >= 0"
+        )
+    return int(number)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from ufm import UFMProblem, closed_form
+from ufm.__main__ import main
+from ufm.counts_file import count_words, read_counts
+from ufm.verification import Claim
+
+
+def test_solve_prints_the_certificate(capsys):
+    command = "solve --class-counts 500 60 7 1 --lambda-W 2e-3 --lambda-H 5e-3"
+    assert main(command.split()) == 0
+    out = capsys.readouterr().out
+    exact = closed_form(UFMProblem(class_counts=[500, 60, 7, 1], lambda_W=2e-3, lambda_H=5e-3))
+    assert f"{float(exact.loss[1]):.10g}" in out
+    assert "certified: a global minimum" in out
+
+
+def test_solve_beyond_the_theorem(capsys):
+    command = "solve --class-counts 60 7 5 --lambda-W 2e-3 --lambda-H 5e-3 --width 1"
+    assert main(command.split()) == 0
+    assert "stationary" in capsys.readouterr().out
+
+
+def test_predict_writes_every_class(tmp_path, capsys):
+    counts = tmp_path / "counts.csv"
+    counts.write_text('label,count\n"a,b",500\nx,0\n☃,60\nd,1\n', encoding="utf-8")
+    output = tmp_path / "out.csv"
+    command = ["predict", "--counts", str(counts), "--lambda-W", "2e-3", "--output", str(output)]
+    assert main(command) == 0
+    rows = list(csv.DictReader(output.read_text(encoding="utf-8").splitlines()))
+    exact = closed_form(UFMProblem(class_counts=[500, 60, 1], lambda_W=2e-3, lambda_H=2e-3))
+    assert [row["label"] for row in rows] == ["a,b", "☃", "d"]
+    assert [float(row["loss"]) for row in rows] == exact.loss.tolist()
+    assert [row["learned"] for row in rows] == [str(int(x)) for x in ~exact.collapsed]
+    assert "1 of them never occur" in capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == [counts, output]
+
+
+def test_predict_from_a_text_at_a_given_critical_count(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat and the dog and the bird", encoding="utf-8")
+    assert main(["predict", "--corpus", str(text), "--critical-count", "1.5"]) == 0
+    out = capsys.readouterr().out
+    assert "critical count 1.5" in out
+    assert "neglected      3 classes, 37.5 %" in out
+
+
+def test_phase_draws_the_boundary(tmp_path, capsys):
+    command = ["phase", "--points", "8", "--class-counts", "1", "10", "100", "--output"]
+    assert main([*command, str(tmp_path / "map")]) == 0
+    assert "0 of 24 cells off the theory" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "map.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 24
+    assert {row["collapsed"] for row in rows} == {"0", "1"}
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_verify_settles_every_claim(tmp_path, capsys):
+    counts = tmp_path / "counts.txt"
+    counts.write_text("\n".join(str(10_000 // rank) for rank in range(1, 1001)), encoding="utf-8")
+    output = tmp_path / "claims.csv"
+    assert main(["verify", "--counts", str(counts), "--output", str(output)]) == 0
+    assert "14 of 14 claims settled" in capsys.readouterr().out
+    rows = list(csv.DictReader(output.read_text(encoding="utf-8").splitlines()))
+    by_name = {row["claim"]: row for row in rows}
+    for name in ("Proposition 5.1", "M_k", "(d) weight norms", "d loss / d lambda"):
+        assert float(by_name[name]["error corrected"]) < 1e-9
+        assert float(by_name[name]["error printed"]) > 1e-2
+    assert by_name["(a) within-class collapse"]["verdict"] == "holds"
+
+
+def test_a_claim_that_fails_is_not_confirmed():
+    fields = {"name": "", "where": "", "printed": "", "corrected": ""}
+    for printed, corrected, misprinted, confirmed in (
+        (0.5, 1e-9, True, True),
+        (1e-9, 1e-9, True, False),
+        (0.5, 1e-3, True, False),
+        (1e-9, 1e-9, False, True),
+        (0.5, 1e-9, False, False),
+    ):
+        claim = Claim(
+            printed_error=printed, corrected_error=corrected, misprinted=misprinted, **fields
+        )
+        assert claim.confirmed is confirmed
+        assert (claim.verdict == "NOT CONFIRMED") is not confirmed
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "labels", "counts"),
+    [
+        ("a.txt", "5\n3\n\n0\n", ["0", "1", "2"], [5, 3, 0]),
+        ("a.csv", "token,count\nx,5\ny,3\n", ["x", "y"], [5, 3]),
+        ("a.csv", "x,5\ny,3\n", ["x", "y"], [5, 3]),
+        ("a.json", "[5, 3.0]", ["0", "1"], [5, 3]),
+        ("a.json", '{"x": 5, "y": 3}', ["x", "y"], [5, 3]),
+        ("a.json", '{"class_counts": [5, 3], "note": "z"}', ["0", "1"], [5, 3]),
+    ],
+)
+def test_counts_files(tmp_path, name, text, labels, counts):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    assert read_counts(path) == (labels, counts)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named"),
+    [
+        ("a.txt", "", "empty"),
+        ("a.txt", "5\n-3\n", "-3"),
+        ("a.txt", "5\n2.5\n", r"2\.5"),
+        ("a.txt", "5\nmany\n", "many"),
+        ("a.txt", "0\n0\n", "no count above 0"),
+        ("a.csv", "label,count\nx\n", "expected 2 columns"),
+        ("a.json", "[5, ", "not JSON"),
+        ("a.json", "3", "int"),
+        ("a.json", "[5, true]", "True"),
+        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.json", json.dumps([5, 1e300]), "1e"),
+    ],
+)
+def test_bad_counts_files_are_named(tmp_path, name, text, named):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=named):
+        read_counts(path)
+
+
+def test_bad_texts_are_named(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9 caf\xe9")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        count_words(path)
+    path.write_text("one one", encoding="utf-8")
+    with pytest.raises(ValueError, match="1 different"):
+        count_words(path)
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("", "verify"),
+        ("solve --class-counts 5 0 --lambda-W 1 --lambda-H 1", "holds 0"),
+        ("solve --class-counts 5 --lambda-W 1 --lambda-H 1", "two classes"),
+        ("solve --class-counts 5 x --lambda-W 1 --lambda-H 1", "x"),
+        ("solve --class-counts 5 2.5 --lambda-W 1 --lambda-H 1", "2.5"),
+        ("solve --class-counts 5 2 --lambda-W 0 --lambda-H 1", "lambda_W is 0.0"),
+        ("solve --class-counts 5 2 --lambda-W nan --lambda-H 1", "lambda_W is nan"),
+        ("solve --class-counts 5 2 --lambda-W 1 --lambda-H 1 --width 0", "width is 0"),
+        ("solve --class-counts 5 2 --lambda-W 1 --lambda-H 1 --device moon", "moon"),
+        ("solve --class-counts 5 2 --lambda-W 1 --lambda-H 1 --width 999999999", "too large"),
+        ("predict --lambda-W 1e-3", "neither"),
+        ("predict --counts nowhere.csv --lambda-W 1e-3", "nowhere.csv: No such file"),
+        ("predict --counts nowhere.csv --lambda-W 1e-3 --output no/such/x.csv", "no/such"),
+        ("phase --smallest 1 --largest 0.1", "expected 0 < smallest"),
+        ("phase --points 1", "points is 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(command, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert named in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_mentions_every_command(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help"])
+    assert leaving.value.code == 0
+    out = capsys.readouterr().out
+    for name in ("verify", "solve", "predict", "phase"):
+        assert name in out
+
+
+def test_predict_needs_one_source_of_decay(tmp_path, capsys):
+    path = tmp_path / "c.txt"
+    path.write_text("5\n3\n", encoding="utf-8")
+    assert main(["predict", "--counts", str(path)]) == 2
+    assert "neither of --lambda-W and --critical-count" in capsys.readouterr().err
