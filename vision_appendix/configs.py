@@ -75,7 +75,7 @@ class RunConfig(TrainingConfig):
     """One run: what a sweep shares, and what it varies."""
 
     imbalance: str = "balanced"
-    """balanced, paper, exponential:RATIO, step:RATIO or zipf:EXPONENT, rarest class first"""
+    """balanced[:RATIO], paper, exponential:RATIO, step:RATIO or zipf:EXPONENT (rarest first)"""
     class_counts: tuple[int, ...] = ()
     """training images of each class; instead of --imbalance"""
     shuffle_classes: bool = False
@@ -126,7 +126,7 @@ class SweepConfig:
     runs_dir: Path = Path("runs")
     """folder of all studies"""
     imbalances: Annotated[tuple[str, ...], arg(name="imbalance")] = ("balanced", "paper")
-    """one or more of balanced, paper, exponential:RATIO, step:RATIO, zipf:EXPONENT"""
+    """one or more of balanced[:RATIO], paper, exponential:RATIO, step:RATIO, zipf:EXPONENT"""
     class_counts: tuple[int, ...] = ()
     """training images of each class; instead of --imbalance"""
     shuffle_classes: bool = False
@@ -180,7 +180,7 @@ class SweepConfig:
 def parse_imbalance(spec: str) -> Callable[[int], list[float]]:
     """What share of the largest class each of V classes has, the rarest class first.
 
-    balanced       1
+    balanced[:R]   R, by default 1
     paper          91, 142, 222, ... of 5000 (Appendix D; ten classes)
     exponential:R  R^((V-1-k)/(V-1))
     step:R         R for the first half of the classes, 1 for the others
@@ -190,21 +190,23 @@ def parse_imbalance(spec: str) -> Callable[[int], list[float]]:
     """
     name, _, number = spec.partition(":")
     try:
-        value = float(number)
+        value = 1.0 if spec == "balanced" else float(number)
     except ValueError:
         value = math.nan
     shares: dict[str, Callable[[int], list[float]]] = {
-        "balanced": lambda v: [1.0] * v,
+        "balanced": lambda v: [value] * v,
         "paper": lambda v: [count / PAPER_COUNTS[-1] for count in PAPER_COUNTS],
         "exponential": lambda v: [value ** ((v - 1 - k) / max(1, v - 1)) for k in range(v)],
         "step": lambda v: [value if k < v // 2 else 1.0 for k in range(v)],
         "zipf": lambda v: [(v - k) ** -value for k in range(v)],
     }
-    allowed = {"zipf": 0 <= value < math.inf, "exponential": 0 < value <= 1, "step": 0 < value <= 1}
-    if name not in shares or not allowed.get(name, spec == name):
+    is_ratio, is_exponent = 0 < value <= 1, 0 <= value < math.inf
+    allowed = {"paper": spec == "paper", "zipf": is_exponent}
+    if name not in shares or not allowed.get(name, is_ratio):
         raise ValueError(
-            f"imbalance {spec!r} is unknown; expected balanced, paper, exponential:RATIO or "
-            "step:RATIO with a ratio in (0, 1], or zipf:EXPONENT with an exponent of at least 0"
+            f"imbalance {spec!r} is unknown; expected paper, balanced, balanced:RATIO, "
+            "exponential:RATIO or step:RATIO with a ratio in (0, 1], or zipf:EXPONENT with an "
+            "exponent of at least 0"
         )
     return shares[name]
 

@@ -55,20 +55,26 @@ class LabelledImages:
         }
         return replace(self, **tensors)
 
+    def check(self, class_counts: Sequence[int]) -> None:
+        """Raises ValueError if a class has fewer training images than asked for."""
+        available = self.class_counts.tolist()
+        for count, most, name in zip(class_counts, available, self.class_names, strict=True):
+            if count > most:
+                found = f"class_counts asks for {count} images of class {name!r}"
+                raise ValueError(f"{found}; expected at most {most}")
+
     def subset(self, class_counts: Sequence[int], seed: int) -> LabelledImages:
         """Keep `class_counts` training images of each class, chosen by the seed.
 
         Nested: of one seed, the images kept of a class at a smaller count are among those kept at
         a larger one. Raises ValueError if a class has fewer images than asked for.
         """
+        self.check(class_counts)
         labels = self.labels.cpu().numpy()
-        kept = []
-        for k, (count, name) in enumerate(zip(class_counts, self.class_names, strict=True)):
-            members = np.flatnonzero(labels == k)
-            if count > len(members):
-                found = f"class_counts asks for {count} images of class {name!r}"
-                raise ValueError(f"{found}; expected at most {len(members)}")
-            kept.append(np.random.default_rng((seed, k)).permutation(members)[:count])
+        kept = [
+            np.random.default_rng((seed, k)).permutation(np.flatnonzero(labels == k))[:count]
+            for k, count in enumerate(class_counts)
+        ]
         index = torch.from_numpy(np.sort(np.concatenate(kept))).to(self.labels.device)
         return replace(self, images=self.images[index], labels=self.labels[index])
 
@@ -83,7 +89,7 @@ def resolve_counts(config: RunConfig, data: LabelledImages) -> tuple[int, ...]:
     if config.shuffle_classes:
         order = np.random.default_rng((config.seed, len(counts))).permutation(len(counts))
         counts = tuple(counts[i] for i in order)
-    data.subset(counts, config.seed)
+    data.check(counts)
     return counts
 
 

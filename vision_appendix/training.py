@@ -59,6 +59,7 @@ def train(
         Diverged: the loss is not finite; nothing is published.
     """
     torch.set_num_threads(config.threads)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape
     model, optimizer = build(config, data)
     metrics = ClassMetrics(len(data.class_names), data.images.device)
     windows = WindowHistory()

@@ -243,6 +243,7 @@ def test_scalars_on_a_full_disk_stay_whole(tmp_path: Path) -> None:
     run.append_scalars({"step": 1})
     with file_size_limit(20), pytest.raises(OSError, match=r"scalars\.jsonl"):
         run.append_scalars({"step": 2, "text": "x" * 100})
+    assert (run.folder / "scalars.jsonl").read_bytes() == b'{"step": 1}\n'
     run.append_scalars({"step": 3})
     assert run.scalars() == [{"step": 1}, {"step": 3}]
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vision_appendix import recipes
 from vision_appendix.configs import PAPER_COUNTS, DataConfig, RunConfig, parse_imbalance
 from vision_appendix.imbalanced_cifar10 import (
     DIGITS_TEST_IMAGES,
@@ -69,6 +70,7 @@ def test_seeds_choose_other_images(digits: LabelledImages) -> None:
 def test_named_imbalances() -> None:
     assert RunConfig(imbalance="paper").counts(5000, 10) == PAPER_COUNTS
     assert RunConfig(imbalance="balanced").counts(5000, 3) == (5000,) * 3
+    assert RunConfig(imbalance="balanced:0.5").counts(11, 3) == (5,) * 3
     assert RunConfig(imbalance="exponential:0.01").counts(1000, 3) == (10, 100, 1000)
     assert RunConfig(imbalance="step:0.1").counts(5000, 4) == (500, 500, 5000, 5000)
     assert RunConfig(imbalance="zipf:1").counts(120, 4) == (30, 40, 60, 120)
@@ -78,7 +80,19 @@ def test_named_imbalances() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "zipf", "zipf:-1", "zipf:inf", "step:0", "step:2", "exponential:nan", "paper:1"]
+    "spec",
+    [
+        "",
+        "zipf",
+        "zipf:-1",
+        "zipf:inf",
+        "step:0",
+        "step:2",
+        "exponential:nan",
+        "paper:1",
+        "balanced:",
+        "balanced:2",
+    ],
 )
 def test_an_unknown_imbalance_is_named(spec: str) -> None:
     with pytest.raises(ValueError, match=f"imbalance '{spec}' is unknown"):
@@ -97,6 +111,13 @@ def test_counts_that_cannot_be_had_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_counts(RunConfig(class_counts=counts), digits)
+
+
+def test_the_digits_recipe_has_as_many_images_balanced_as_not(digits: LabelledImages) -> None:
+    totals = {
+        cell.imbalance: sum(resolve_counts(cell, digits)) for cell in recipes.digits().cells()
+    }
+    assert totals == {"balanced:0.272": 310, "paper": 311}
 
 
 def test_shuffled_classes_permute_the_counts_by_seed(digits: LabelledImages) -> None:
