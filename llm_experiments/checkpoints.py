@@ -10,39 +10,30 @@ import hashlib
 import re
 import secrets
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The state of a run after a step; tensors are on the CPU."""
+    """The state of a run after a step: of each part its state_dict, on the CPU."""
 
     step: int
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    windows: dict[str, Tensor]
+    state: dict[str, dict[str, Any]]
 
 
-def save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    windows: dict[str, Tensor],
-) -> None:
-    """Write the checkpoint of a step, then remove those before it."""
+def save(folder: Path, step: int, parts: Mapping[str, Any]) -> None:
+    """Write the state_dict of every part after a step, then remove the checkpoints before it."""
     beside = folder / f".checkpoint.{secrets.token_hex(4)}.partial"
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "windows": windows}
     older = [path for _, _, path in _found(folder)]
     try:
-        torch.save(state, beside)
+        torch.save({name: part.state_dict() for name, part in parts.items()}, beside)
         beside.rename(folder / f"checkpoint-{step:08d}-{_digest(beside)}.pt")
     finally:
         beside.unlink(missing_ok=True)
@@ -55,7 +46,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     for step, digest, path in sorted(_found(folder), reverse=True):
         if _digest(path) == digest:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            return Checkpoint(step=step, **state)
+            return Checkpoint(step=step, state=state)
         print(f"ignoring {path}: cut short or changed since it was written", file=sys.stderr)
     return None
 

@@ -13,6 +13,8 @@ from llm_experiments.models.presets import MODEL_NAMES
 
 DecayGroup = Literal["all", "matrices", "no-embeddings", "embeddings"]
 DecayMode = Literal["decoupled", "l2"]
+Precision = Literal["fp32", "fp16", "bf16"]
+Evaluation = Literal["stream", "final", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class DataConfig:
     """cut the joined documents into sequences, instead of truncating each at the context"""
     num_sequences: int | None = None
     """train on this many sequences only (a fixed random choice), instead of all"""
+    held_out: int = 0
+    """keep this many sequences back, and measure them at every evaluation"""
     cache_dir: Path = Path("cache")
     """where tokenizers and token ids are kept"""
 
@@ -41,6 +45,7 @@ class DataConfig:
         _at_least("context", self.context, 2)
         if self.num_sequences is not None:
             _at_least("num_sequences", self.num_sequences, 1)
+        _at_least("held_out", self.held_out, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,13 @@ class TrainingConfig:
     """steps of linear warm-up, before the cosine"""
     evaluate_every: int = 100
     """steps between two records of the per-token metrics"""
+    evaluate: Evaluation = "final"
+    """stream: the training steps alone; final: and one pass over the training set at the end; full:
+    and such a pass at every evaluation"""
+    precision: Precision = "fp32"
+    """fp16 (with loss scaling) and bf16 compute in half precision, with weights in fp32"""
+    compile: bool = False
+    """compile the model with torch.compile"""
     decay_mode: DecayMode = "decoupled"
     """AdamW's decoupled decay, or an L2 term in the gradient"""
     threads: int = 1

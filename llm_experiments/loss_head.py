@@ -35,9 +35,11 @@ def linear_cross_entropy(
 ) -> TokenLosses:
     """Cross-entropy of ``features @ weight.T`` against ``targets``.
 
+    Matrix products are done in the type of ``features``, softmax and losses in float32 or wider.
+
     Args:
         features: (N, D).
-        weight: (V, D), the classifier.
+        weight: (V, D), the classifier; its gradient has its own type.
         targets: (N,) class indices, IGNORE_INDEX where there is none.
         token_weight: (N,) factor of each token's loss in the objective (1/N gives the mean).
     """
@@ -56,6 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(features.dtype, torch.float32)
         losses = features.new_empty(len(features), dtype=wide)
         correct = torch.empty(len(features), dtype=torch.bool, device=features.device)
+        factor = weight.to(features.dtype)
         d_features = torch.empty_like(features) if with_gradient else None
         d_weight = torch.zeros_like(weight, dtype=wide) if with_gradient else None
         valid = targets != IGNORE_INDEX
@@ -65,7 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(features), rows):
             part = slice(start, start + rows)
             target = safe_targets[part]
-            logits = (features[part] @ weight.T).to(wide)
+            logits = (features[part] @ factor.T).to(wide)
             largest, argmax = logits.max(dim=-1, keepdim=True)
             logits -= largest
             target_logit = logits.gather(1, target)
@@ -75,8 +78,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_features is not None and d_weight is not None:
                 gradient = logits.mul_(scale[part] / total)
                 gradient.scatter_add_(1, target, -scale[part])
-                gradient = gradient.to(weight.dtype)
-                d_features[part] = gradient @ weight
+                gradient = gradient.to(features.dtype)
+                d_features[part] = gradient @ factor
                 d_weight += gradient.T @ features[part]
         losses.masked_fill_(~valid, 0)
         correct &= valid
@@ -88,5 +91,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_objective: Tensor, *_: Any) -> tuple[Tensor, Tensor, None, None]:
         d_features, d_weight = ctx.saved_tensors
-        factor = d_objective.to(d_features.dtype)
-        return d_features * factor, d_weight * factor, None, None
+        scale = d_objective.to(d_weight.dtype)
+        return d_features * scale.to(d_features.dtype), d_weight * scale, None, None

@@ -2,7 +2,8 @@
 
     <cache>/<key>/tokenizer.json   the trained tokenizer
     <cache>/<key>/tokens.npy       (S, T) ids in the smallest integer type, padded with <pad>
-    <cache>/<key>/meta.json        what it was made of, and the SHA-256 of both files
+    <cache>/<key>/held_out.npy     (H, T) the same for what is not trained on
+    <cache>/<key>/meta.json        what it was made of, and the SHA-256 of each file
 
 The key is a hash of the source and of every setting, so a changed corpus is another entry.
 """
@@ -30,7 +31,9 @@ from llm_experiments.configs import DataConfig
 from llm_experiments.corpora import HUB_NAMES, load_corpus
 from llm_experiments.tokenization import END_ID, PAD_ID, token_labels, train_tokenizer
 
-_FORMAT = 1
+_FORMAT = 2
+_FILES = ("tokenizer.json", "tokens.npy", "held_out.npy")
+Ids = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +43,10 @@ class PreparedCorpus:
     folder: Path
     vocab_size: int
     data_hash: str
-    tokens: npt.NDArray[np.integer[Any]]
+    tokens: Ids
     """(S, T), memory-mapped; <pad> where a document is shorter than the context"""
+    held_out: Ids
+    """(H, T) sequences that are not trained on"""
 
     @cached_property
     def class_counts(self) -> torch.Tensor:
@@ -73,8 +78,7 @@ def prepare(config: DataConfig) -> PreparedCorpus:
         except ValueError as error:
             print(f"rebuilding the prepared corpus: {error}", file=sys.stderr)
             shutil.rmtree(folder)
-    tokenizer, tokens = _tokenize(config)
-    _store(folder, config, tokenizer, tokens)
+    _store(folder, config, *_tokenize(config))
     return load_prepared(folder)
 
 
@@ -82,37 +86,51 @@ def load_prepared(folder: Path) -> PreparedCorpus:
     """Open an entry of the cache. Raises ValueError where a file is missing or was changed."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        hashes = {name: _sha256_of(folder / name) for name in ("tokenizer.json", "tokens.npy")}
+        hashes = {name: _sha256_of(folder / name) for name in _FILES}
         if meta["format"] != _FORMAT or meta["sha256"] != hashes:
             raise ValueError(f"{folder} was changed since it was written")
-        tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        tokens, held_out = (
+            np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _FILES[1:]
+        )
         vocab_size = int(meta["config"]["vocab_size"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} is not a prepared corpus ({type(error).__name__})") from None
     return PreparedCorpus(
-        folder=folder, vocab_size=vocab_size, data_hash=hashes["tokens.npy"], tokens=tokens
+        folder=folder,
+        vocab_size=vocab_size,
+        data_hash=hashes["tokens.npy"],
+        tokens=tokens,
+        held_out=held_out,
     )
 
 
-def _tokenize(config: DataConfig) -> tuple[Tokenizer, npt.NDArray[np.integer[Any]]]:
+def _tokenize(config: DataConfig) -> tuple[Tokenizer, Ids, Ids]:
     documents = load_corpus(config.corpus, config.data_dir, config.text_column)
     # IMDB-xl keeps the tokenizer of IMDB (section 3): the tokens stay comparable.
     own = load_corpus("imdb", config.data_dir) if config.corpus == "imdb-xl" else documents
     tokenizer = train_tokenizer(own, config.vocab_size)
     ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(documents)]
     sequences = _packed(ids, config.context) if config.packing else _truncated(ids, config.context)
-    if config.num_sequences is not None:
-        if config.num_sequences > len(sequences):
-            raise ValueError(
-                f"num_sequences is {config.num_sequences}; corpus {config.corpus!r} gives "
-                f"{len(sequences)} of {config.context} tokens"
-            )
-        chosen = np.random.default_rng(0).permutation(len(sequences))[: config.num_sequences]
-        sequences = sequences[np.sort(chosen)]
-    return tokenizer, sequences.astype(np.min_scalar_type(config.vocab_size - 1))
+    trained, held_out = _split(sequences, config)
+    smallest = np.min_scalar_type(config.vocab_size - 1)
+    return tokenizer, trained.astype(smallest), held_out.astype(smallest)
 
 
-def _truncated(ids: list[list[int]], context: int) -> npt.NDArray[np.int64]:
+def _split(sequences: Ids, config: DataConfig) -> tuple[Ids, Ids]:
+    """What is trained on and what is held out: both a fixed random choice, in the text's order."""
+    available = len(sequences) - config.held_out
+    wanted = available if config.num_sequences is None else config.num_sequences
+    if not 1 <= wanted <= available:
+        raise ValueError(
+            f"num_sequences is {config.num_sequences}, held_out {config.held_out}; corpus "
+            f"{config.corpus!r} gives {len(sequences)} sequences of {config.context} tokens"
+        )
+    order = np.random.default_rng(0).permutation(len(sequences))
+    held_out = order[len(order) - config.held_out :]
+    return sequences[np.sort(order[:wanted])], sequences[np.sort(held_out)]
+
+
+def _truncated(ids: list[list[int]], context: int) -> Ids:
     """Each document cut at the context; one of a single token predicts nothing and is left out."""
     kept = [document[:context] for document in ids if len(document) > 1]
     sequences = np.full((len(kept), context), PAD_ID, dtype=np.int64)
@@ -123,7 +141,7 @@ def _truncated(ids: list[list[int]], context: int) -> npt.NDArray[np.int64]:
     return sequences
 
 
-def _packed(ids: list[list[int]], context: int) -> npt.NDArray[np.int64]:
+def _packed(ids: list[list[int]], context: int) -> Ids:
     """All documents in a row, </s> after each, cut every ``context`` tokens; a rest is dropped."""
     stream = np.concatenate([np.array([*document, END_ID], dtype=np.int64) for document in ids])
     if len(stream) < context:
@@ -134,16 +152,12 @@ def _packed(ids: list[list[int]], context: int) -> npt.NDArray[np.int64]:
 
 
 def _store(
-    folder: Path, config: DataConfig, tokenizer: Tokenizer, tokens: npt.NDArray[np.integer[Any]]
+    folder: Path, config: DataConfig, tokenizer: Tokenizer, tokens: Ids, held_out: Ids
 ) -> None:
     """Write the whole entry beside and rename it into place."""
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
-    buffer = io.BytesIO()
-    np.save(buffer, tokens, allow_pickle=False)
-    files = {
-        "tokenizer.json": tokenizer.to_str(pretty=True).encode("utf-8"),
-        "tokens.npy": buffer.getvalue(),
-    }
+    contents = (tokenizer.to_str(pretty=True).encode("utf-8"), _npy(tokens), _npy(held_out))
+    files = dict(zip(_FILES, contents, strict=True))
     meta = {
         "format": _FORMAT,
         "config": {
@@ -164,6 +178,12 @@ def _store(
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def _npy(array: Ids) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
 def _cache_key(config: DataConfig) -> str:
     """First 16 hex digits of the hash of the source and of every setting that shapes the tokens."""
     described = {
@@ -174,6 +194,7 @@ def _cache_key(config: DataConfig) -> str:
         "context": config.context,
         "packing": config.packing,
         "num_sequences": config.num_sequences,
+        "held_out": config.held_out,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -111,7 +111,7 @@ def test_python_docs_needs_no_download() -> None:
     ("change", "message"),
     [
         ({"vocab_size": 30_000}, "vocab_size is 30000; the text supports at most"),
-        ({"num_sequences": 10_000}, "num_sequences is 10000; corpus 'text' gives"),
+        ({"num_sequences": 10_000}, "num_sequences is 10000, held_out 0"),
         ({"data_dir": Path("/nowhere")}, "'/nowhere' is not a folder"),
         ({"data_dir": None}, "expected --data-dir"),
         ({"corpus": "imdb"}, "holds no train-"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,10 @@ from transformers import get_cosine_schedule_with_warmup
 from frequency_bins import Run
 from llm_experiments.configs import DataConfig, RunConfig
 from llm_experiments.models.presets import build_model
-from llm_experiments.preparation import PreparedCorpus
+from llm_experiments.optimization import build_optimizer, learning_rate, loss_weights
+from llm_experiments.preparation import PreparedCorpus, prepare
 from llm_experiments.tokenization import PAD_ID
-from llm_experiments.training import (
-    Diverged,
-    batch_rows,
-    build_optimizer,
-    learning_rate,
-    loss_weights,
-    token_losses,
-    train,
-)
+from llm_experiments.training import Diverged, Progress, batch_rows, token_losses, train
 
 CPU = torch.device("cpu")
 CONFIG = RunConfig(steps=12, batch_size=4, evaluate_every=5, learning_rate=3e-3, weight_decay=0.3)
@@ -173,3 +167,62 @@ def test_golden_losses(tmp_path: Path, data: DataConfig, corpus: PreparedCorpus)
         train(config, corpus, run, device=CPU)
     golden = np.loadtxt(Path(__file__).with_name("golden_losses.txt"))
     assert [row["loss"] for row in run.scalars()] == pytest.approx(golden.tolist(), rel=2e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_near_to_single(
+    tmp_path: Path, data: DataConfig, corpus: PreparedCorpus, precision: str
+) -> None:
+    losses = []
+    for chosen in ("fp32", precision):
+        config = RunConfig(steps=20, batch_size=4, learning_rate=1e-3, precision=chosen)
+        run = run_of(tmp_path, config, data, corpus)
+        with run.locked():
+            train(config, corpus, run, device=CPU)
+        losses.append(run.classes()["final_loss"].values)
+    assert not np.array_equal(*losses)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05, atol=0.02)
+
+
+def test_what_is_evaluated_when(tmp_path: Path, data: DataConfig) -> None:
+    corpus = prepare(replace(data, held_out=7))
+    assert not {row.tobytes() for row in corpus.tokens} & {r.tobytes() for r in corpus.held_out}
+    final_losses = {}
+    for evaluation in ("stream", "final", "full"):
+        config = replace(CONFIG, evaluate=evaluation)
+        run = run_of(tmp_path, config, data, corpus)
+        with run.locked():
+            train(config, corpus, run, device=CPU)
+        record = run.classes()
+        assert record["held_out_count"].values.sum(axis=1).tolist() == [7 * 15] * 3
+        assert ("full_loss" in record) == (evaluation == "full")
+        final_losses[evaluation] = record["final_loss"].values
+    assert np.isnan(final_losses["stream"]).all()
+    np.testing.assert_array_equal(final_losses["final"], final_losses["full"])
+    np.testing.assert_array_equal(record["full_loss"].values[-1], final_losses["full"])
+    assert (record["full_count"].values == corpus.class_counts.numpy()).all()
+
+
+def test_a_resumed_run_goes_on_where_it_was(
+    tmp_path: Path, data: DataConfig, corpus: PreparedCorpus
+) -> None:
+    """In fp16 too, where the loss scale is part of the state."""
+    config = replace(CONFIG, precision="fp16", evaluate_every=3)
+
+    class Unplugged(Exception):
+        pass
+
+    def unplug(progress: Progress) -> None:
+        if progress.step == 8:
+            raise Unplugged
+
+    records = []
+    for interrupted in (False, True):
+        run = run_of(tmp_path / str(interrupted), config, data, corpus)
+        with run.locked():
+            if interrupted:
+                with pytest.raises(Unplugged):
+                    train(config, corpus, run, device=CPU, report=unplug)
+            train(config, corpus, run, device=CPU)
+        records.append((run.folder / "classes.nc").read_bytes())
+    assert records[0] == records[1]
