@@ -16,7 +16,7 @@ from reports.groups import display_label
 from reports.page import drawings, missing_glyphs_allowed
 from reports.published import published_table_1
 from reports.style import STYLE, ReportFigure
-from reports.table_views import TableView, table_views
+from reports.table_views import TableView, table_views, verdict_view
 
 TABLES = {
     "table_1": tables.table_1,
@@ -48,7 +48,7 @@ def export(groups: Sequence[xr.Dataset], folder: Path) -> list[Path]:
         if len(frame):
             files[f"{name}.csv"] = frame.to_csv(index=False).encode()
             files[f"{name}.parquet"] = frame.to_parquet(index=False)
-    for view in table_views(groups):
+    for view in [*table_views(groups), verdict_view()]:
         files[f"{view.key.replace('-', '_')}.tex"] = latex(view).encode()
     for name, content in files.items():
         write_atomically(folder / name, content)

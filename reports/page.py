@@ -21,7 +21,7 @@ from reports import figures
 from reports.answer import answer
 from reports.groups import Collection, corpus, display_text, weight_decays
 from reports.style import DARK, STYLE, ReportFigure, dark_decay_colours, decay_colours
-from reports.table_views import TableView, run_table, table_views
+from reports.table_views import TableView, run_table, table_views, verdict_view
 from reports.token_search import pack
 from reports.wording import worded
 
@@ -69,7 +69,7 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
             studies=[display_text(study) for study in collection.studies],
             answer=answer(groups),
             figures=figure_views(groups),
-            tables=[*first_tables, *table_views(groups)],
+            tables=[*first_tables, *table_views(groups), *([verdict_view()] if groups else [])],
             search=pack(groups) if groups else None,
             decays=decays,
             runs=run_table(groups, collection.manifests),

@@ -14,9 +14,10 @@ from frequency_bins import read_study
 from reports import tables
 from reports.groups import Collection, collect, effective_counts
 from reports.published import published_table_1
-from reports.table_views import table_views
+from reports.table_views import table_views, verdict_view
 from reports.tests.studies import make_run, make_study, record, zipf_counts
 from ufm import fit_critical_count
+from ufm.verification import verify
 
 
 def _final(study: Path, model: str, weight_decay: float) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -158,6 +159,18 @@ def test_published_beside_measured(tmp_path: Path) -> None:
     for other in ({"steps": 9_999}, {"batch_size": 32}, {"loss_weight_exponent": 0.25}):
         changed = groups[0].assign_attrs(config=groups[0].attrs["config"] | other)
         assert published_table_1(changed).empty
+
+
+def test_every_verdict_is_shown_with_both_forms() -> None:
+    view = verdict_view()
+    ((_, rows),) = view.bodies
+    claims = verify()
+    assert [row[0] for row in rows] == [claim.name for claim in claims]
+    for row, claim in zip(rows, claims, strict=True):
+        assert row[2:4] == [claim.printed, claim.corrected]
+        assert row[-1] == claim.verdict
+        assert (row[4] in ("0", "< 1e-9")) == (claim.printed_error <= 1e-9)
+    assert any("refuted" in row[-1] for row in rows)
 
 
 def test_comparison_pairs_and_differences(tmp_path: Path) -> None:
