@@ -36,10 +36,10 @@ class Certificate:
 
 def certify(
     problem: UFMProblem,
-    W: Float[Tensor, "... V d"] | np.ndarray | ClosedForm,
-    H: Float[Tensor, "... _ columns"] | np.ndarray | None = None,
+    W: Tensor | np.ndarray | ClosedForm,
+    H: Tensor | np.ndarray | None = None,
     *,
-    bias: Float[Tensor, "... V"] | None = None,
+    bias: Tensor | None = None,
 ) -> Certificate:
     """Certificate of any (W, H), from any solver (THEORY section 3).
 
@@ -283,5 +283,5 @@ def _checked(
             raise ValueError(f"{name} holds {bad}; expected finite values")
     if problem.nonnegative and bool((H < 0).any()):
         raise ValueError(f"H holds {H.min().item()}; the problem expects H >= 0")
-    check_allocation("logits", *batch, classes, H.shape[-1])
+    check_allocation("logits", *batch, classes, H.shape[-1], device=device)
     return W, H, bias

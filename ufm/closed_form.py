@@ -47,15 +47,14 @@ class ClosedForm:
     def logits(self) -> Float[Tensor, "*batch V V"]:
         """W @ H: column k holds the logits at a sample of class k. ValueError if too large."""
         classes = self.problem.num_classes
-        check_allocation("logits", *self.problem.batch_shape, classes, classes)
+        _check_matrix("logits", self.problem, classes)
         return self.margin.unsqueeze(-2) * _directions(self.problem)
 
     @cached_property
     def W(self) -> Float[Tensor, "*batch V d"]:
         """A classifier of the minimum: one feature axis an active class, most margin first."""
         problem, width = self.problem, self.problem.feature_width
-        classes = problem.num_classes
-        check_allocation("W", *problem.batch_shape, classes, max(classes, width))
+        _check_matrix("W", problem, width)
         scale = torch.where(self.collapsed, 0.0, self.margin / self.feature_norm_sq.sqrt())
         columns = _directions(problem) * scale.unsqueeze(-2)
         order = self._axis_order.unsqueeze(-2).expand_as(columns)
@@ -65,9 +64,7 @@ class ClosedForm:
     def H(self) -> Float[Tensor, "*batch d V"]:
         """The class features mu_k of that minimum, one column a class."""
         problem, width = self.problem, self.problem.feature_width
-        check_allocation(
-            "H", *problem.batch_shape, problem.num_classes, max(self.loss.shape[-1], width)
-        )
+        _check_matrix("H", problem, width)
         rows = torch.diag_embed(self.feature_norm_sq.sqrt())
         order = self._axis_order.unsqueeze(-1).expand_as(rows)
         return _fit_width(rows.gather(-2, order), width, dim=-2)
@@ -194,6 +191,11 @@ def _weight_norm_sq(
     V, off = _V(problem), _off(problem)
     others = spectrum.sum(-1, keepdim=True) - spectrum
     return spectrum * (off / V) + others / (V * off)
+
+
+def _check_matrix(name: str, problem: UFMProblem, width: int) -> None:
+    classes, device = problem.num_classes, problem.class_counts.device
+    check_allocation(name, *problem.batch_shape, classes, max(classes, width), device=device)
 
 
 def _directions(problem: UFMProblem) -> Float[Tensor, "V V"]:

@@ -37,7 +37,7 @@ def fit_critical_count(
     counts: Sequence[Any] | np.ndarray | Tensor,
     losses: Sequence[Any] | np.ndarray | Tensor,
     *,
-    vocab_size: int,
+    vocab_size: float | int,
     weights: Sequence[Any] | np.ndarray | Tensor | None = None,
 ) -> CriticalCountFit:
     """Exact global least squares of u = (1 - 1/V) min(1, sqrt(n_c / n)) (THEORY section 2).
@@ -49,7 +49,7 @@ def fit_critical_count(
 
     Raises ValueError on shapes that differ, negative or infinite values, or no class left.
     """
-    if int(vocab_size) != vocab_size or vocab_size < 2:
+    if not (vocab_size >= 2 and vocab_size % 1 == 0):
         raise ValueError(f"vocab_size is {vocab_size}; expected a whole number >= 2")
     n = _vector("counts", counts)
     loss = _vector("losses", losses, allow_nan=True)
@@ -63,13 +63,14 @@ def fit_critical_count(
     if not bool(used.any()):
         raise ValueError("no class has a count > 0, a loss and a weight; expected at least one")
     observed = -torch.expm1(-loss)
+    vocab_size = int(vocab_size)
     root = _best_root(n[used].sqrt(), observed[used], weight[used], vocab_size)
     residuals = torch.where(used, observed - _law(root, n.sqrt(), vocab_size), torch.nan)
     return CriticalCountFit(
         critical_count=root**2,
         r_squared=_r_squared(observed[used], residuals[used], weight[used]),
         residuals=residuals,
-        vocab_size=int(vocab_size),
+        vocab_size=vocab_size,
     )
 
 

@@ -55,15 +55,15 @@ class UFMProblem:
     def __init__(
         self,
         *,
-        class_counts: Sequence[Any] | np.ndarray | Tensor,
+        class_counts: Numbers,
         lambda_W: Numbers,
         lambda_H: Numbers,
-        loss_weights: Sequence[Any] | np.ndarray | Tensor | None = None,
+        loss_weights: Numbers | None = None,
         label_smoothing: float | int = 0.0,
         loss: str = "cross_entropy",
         nonnegative: bool = True,
         bias: bool = False,
-        width: int | None = None,
+        width: float | int | None = None,
     ) -> None:
         counts = _whole_counts(class_counts)
         shape = counts.shape
@@ -82,7 +82,7 @@ class UFMProblem:
             raise ValueError(f"loss is {loss!r}; expected 'cross_entropy' or 'mse'")
         if loss == "mse" and label_smoothing:
             raise ValueError(f"label_smoothing is {label_smoothing}; with loss='mse' expected 0")
-        if width is not None and (int(width) != width or width < 1):
+        if width is not None and not (width >= 1 and width % 1 == 0):
             raise ValueError(f"width is {width}; expected a whole number >= 1")
         fields = {
             "class_counts": counts,
@@ -191,15 +191,18 @@ class UFMProblem:
         return bool((self.row_decay != self.row_decay[..., :1]).any())
 
 
-def check_allocation(what: str, *shape: int) -> None:
-    """Raise ValueError if a float64 array of this shape exceeds the machine's memory."""
+def check_allocation(what: str, *shape: int, device: torch.device) -> None:
+    """Raise ValueError if a float64 array of this shape exceeds the memory of its device."""
     needed = 8 * math.prod(shape)
-    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "cuda":
+        installed = torch.cuda.get_device_properties(device).total_memory
+    else:
+        installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > installed:
         size = " x ".join(str(length) for length in shape)
         raise ValueError(
             f"{what} ({size}) is too large to allocate: {needed / 2**30:.1f} GiB; "
-            f"expected at most the {installed / 2**30:.1f} GiB of this machine"
+            f"expected at most the {installed / 2**30:.1f} GiB of {device}"
         )
 
 

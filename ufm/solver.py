@@ -96,7 +96,8 @@ def solve(
     columns = int(flat.num_samples[0]) if per_sample else flat.num_classes
     width = _search_width(flat)
     entries = (flat.num_classes + columns) * width
-    check_allocation("the state of the search", STATE_COPIES, entries)
+    compute = flat.class_counts.device
+    check_allocation("the state of the search", STATE_COPIES, entries, device=compute)
     if init == "random":
         start = _random_start(flat, columns, width, seed, dtype)
     else:

@@ -130,6 +130,8 @@ def test_dual_scale_without_a_sign_is_the_spectral_norm():
         (torch.zeros(4, 2), torch.full((2, 4), math.inf), "H holds inf"),
         (torch.zeros(4, 2), torch.full((2, 4), -0.5), "H holds -0.5"),
         (torch.zeros(4, 2), None, "H is None"),
+        (torch.zeros(4), torch.zeros(2, 4), r"W has shape \(4,\)"),
+        (torch.zeros(4, 2), torch.zeros(4), r"H has shape \(4,\)"),
     ],
 )
 def test_bad_candidates_are_named(W, H, named):

@@ -51,6 +51,9 @@ def test_loss_weights_are_scaled_to_keep_the_number_of_samples():
         ("loss", "hinge", "hinge"),
         ("width", 0, "0"),
         ("width", -3, "-3"),
+        ("width", 2.5, r"2\.5"),
+        ("class_counts", 7, r"shape \(\)"),
+        ("lambda_W", "much", "much"),
     ],
 )
 def test_bad_values_are_named(field, value, named):
