@@ -1,4 +1,4 @@
-"""python -m llm_experiments prepare | train | sweep | status"""
+"""python -m llm_experiments prepare | train | sweep | status | plan | audit"""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional
 
-from frequency_bins import FrequencyBins, coverage, percentile, read_study
+from frequency_bins import FrequencyBins, coverage, percentile, read_study, write_atomically
 from frequency_bins.command_line import parse_options, run_command
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.recipes import recipe
 
 _PROGRAM = "python -m llm_experiments"
-_COMMANDS = ("prepare", "train", "sweep", "status")
+_COMMANDS = ("prepare", "train", "sweep", "status", "plan", "audit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,30 @@ class Train:
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     device: str = "auto"
     """auto, cpu or cuda"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Loss and accuracy by token frequency of a model that exists."""
+
+    checkpoint: Path
+    """local folder in transformers' format (safetensors)"""
+    corpus: str
+    """the text to measure on: imdb, imdb-xl, python-docs, text, or a Hugging Face dataset"""
+    data_dir: Path | None = None
+    """folder of the corpus"""
+    text_column: str = "text"
+    """column of a Hugging Face dataset that holds the text"""
+    counts_from: str | None = None
+    """the corpus whose counts sort tokens into bins; default: the one measured on"""
+    counts_data_dir: Path | None = None
+    """folder of that corpus"""
+    context: int = 128
+    """each document is cut at this many tokens"""
+    documents: int | None = None
+    """measure on the first so many documents only"""
+    out: Path | None = None
+    """write a CSV file with a line for every token"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +80,47 @@ def _main(argv: list[str]) -> int:
         return 0
     if command not in _COMMANDS:
         raise ValueError(f"command {command!r} is unknown; expected one of {', '.join(_COMMANDS)}")
-    return {"prepare": _prepare, "train": _train, "sweep": _sweep, "status": _status}[command](rest)
+    commands = (_prepare, _train, _sweep, _status, _plan, _audit)
+    return dict(zip(_COMMANDS, commands, strict=True))[command](rest)
 
 
 def _sweep(argv: list[str]) -> int:
-    name, rest = _take_recipe(argv)
+    name, rest = _take(argv, "--recipe", "demo")
     return _run(*(_changed(grid, rest) for grid in recipe(name)))
+
+
+def _plan(argv: list[str]) -> int:
+    from llm_experiments.plan import plan
+
+    card, rest = _take(argv, "--card", "h200")
+    share, rest = _take(rest, "--utilisation", "0.4")
+    name, rest = _take(rest, "--recipe", "demo")
+    try:
+        utilisation = float(share)
+    except ValueError:
+        raise ValueError(f"--utilisation is {share!r}; expected a number") from None
+    rows = plan([_changed(grid, rest) for grid in recipe(name)])
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("corpus", no_wrap=True)
+    for heading in ("runs", "done", "params M", "tokens M", "FLOP", "GiB", f"{card} h"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            *(row.model, row.corpus, str(row.runs), str(row.finished)),
+            *(f"{row.parameters / 1e6:.1f}", f"{row.tokens / 1e6:.1f}", f"{row.flops:.1e}"),
+            *(f"{row.state_bytes / 2**30:.2f}", f"{row.gpu_hours(card, utilisation):.2f}"),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    hours = sum(row.gpu_hours(card, utilisation) for row in rows)
+    left = sum(row.runs - row.finished for row in rows)
+    console.print(
+        f"{left} runs to do: {hours:.2f} {card} hours of training, if {utilisation:.0%} of the "
+        "card's data-sheet rate is kept (an assumption; evaluation and start-up come on top). "
+        "Tokens and FLOP are those of one run; GiB is the state: weights, gradients and optimizer."
+    )
+    return 0
 
 
 def _changed(grid: SweepConfig, argv: list[str]) -> SweepConfig:
@@ -73,19 +132,22 @@ def _changed(grid: SweepConfig, argv: list[str]) -> SweepConfig:
     return changed
 
 
-def _take_recipe(argv: list[str]) -> tuple[str, list[str]]:
-    """The recipe gives the defaults of all other options, so it is read before them."""
+def _take(argv: list[str], option: str, default: str) -> tuple[str, list[str]]:
+    """The value of one option, and the other arguments.
+
+    The recipe gives the defaults of all other options, so it is read before them.
+    """
     rest = list(argv)
     for index, argument in enumerate(argv):
-        if argument == "--recipe":
+        if argument == option:
             if index + 1 == len(argv):
-                raise ValueError("--recipe has no value; expected a name")
+                raise ValueError(f"{option} has no value; expected one")
             del rest[index : index + 2]
             return argv[index + 1], rest
-        if argument.startswith("--recipe="):
+        if argument.startswith(f"{option}="):
             del rest[index]
-            return argument.removeprefix("--recipe="), rest
-    return "demo", rest
+            return argument.removeprefix(f"{option}="), rest
+    return default, rest
 
 
 def _train(argv: list[str]) -> int:
@@ -115,6 +177,39 @@ def _run(*grids: SweepConfig) -> int:
     done = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
     print(f"{grids[0].study_folder}: {done}")
     return 1 if counts.get("failed") else 0
+
+
+def _audit(argv: list[str]) -> int:
+    from llm_experiments.audit import audit, load, next_token_counts, to_csv, tokenize
+    from llm_experiments.corpora import load_corpus
+
+    options = parse_options(Audit, argv, prog=f"{_PROGRAM} audit")
+    model, tokenizer = load(options.checkpoint)
+    documents = load_corpus(options.corpus, options.data_dir, options.text_column)
+    measured = tokenize(tokenizer, documents[: options.documents], options.context)
+    if options.counts_from is not None:
+        documents = load_corpus(options.counts_from, options.counts_data_dir, options.text_column)
+    counted = tokenize(tokenizer, documents, options.context)
+    metrics = audit(model, measured)
+    bins = FrequencyBins.powers(next_token_counts(counted, metrics.num_classes), base=3)
+    table = Table("training count", "types", "measured tokens", "loss", "accuracy")
+    for label, members in (
+        *((label, bins.index == number) for number, label in enumerate(bins.labels)),
+        ("never", bins.index < 0),
+    ):
+        seen = members & (metrics.count > 0)
+        means = (metrics.loss[seen].mean(), metrics.accuracy[seen].mean())
+        shown = [f"{float(mean):.3f}" if bool(seen.any()) else "" for mean in means]
+        tokens = int(metrics.count[members].sum())
+        table.add_row(label, f"{int(members.sum()):,}", f"{tokens:,}", *shown)
+    console = Console(highlight=False)
+    console.print(table)
+    average = float(metrics.loss_sum.sum() / metrics.count.sum())
+    balanced = float(metrics.loss.nanmean())
+    console.print(f"average loss {average:.4f}, token-balanced {balanced:.4f} nats")
+    if options.out is not None:
+        write_atomically(options.out, to_csv(tokenizer, bins.class_counts, metrics))
+    return 0
 
 
 def _prepare(argv: list[str]) -> int:

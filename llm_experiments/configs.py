@@ -139,6 +139,8 @@ class SweepConfig:
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     device: str = "auto"
     """auto, cpu or cuda"""
+    save_model: bool = False
+    """keep the trained model in the run's folder, in transformers' format"""
     runs_in_parallel: int | None = None
     """child processes; default: one a GPU, or one for every `threads` CPU cores"""
 

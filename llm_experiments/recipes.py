@@ -29,19 +29,81 @@ def demo() -> tuple[SweepConfig, ...]:
 
 
 def table1() -> tuple[SweepConfig, ...]:
-    """Table 1 and Figures 4 to 7 of the paper: OpenELM 270M on IMDB, five seeds."""
-    grid = SweepConfig(
-        study="table1",
-        models=("openelm-270m",),
-        seeds=(0, 1, 2, 3, 4),
-        data=DataConfig(corpus="imdb", vocab_size=32005, context=128),
+    """Table 1 of the paper: OpenELM 270M on IMDB, five weight decays, five seeds."""
+    return (_published("table1", "openelm-270m"),)
+
+
+def figure1() -> tuple[SweepConfig, ...]:
+    """Figure 1: rare and frequent tokens of four models, weight decay up to 2."""
+    models = ("openelm-270m", "qwen2-0.5b", "qwen2-1.5b", "openelm-3b")
+    decays = (0.0, 0.1, 0.3, 0.5, 1.0, 1.5, 2.0)
+    return tuple(_published("figure1", model, weight_decays=decays) for model in models)
+
+
+def figure4() -> tuple[SweepConfig, ...]:
+    """Figure 4: average and token-balanced loss; the runs of Table 1."""
+    return table1()
+
+
+def figure5() -> tuple[SweepConfig, ...]:
+    """Figure 5: learning speed of every token; the runs of Table 1 at weight decay 1."""
+    return (_published("table1", "openelm-270m", weight_decays=(1.0,)),)
+
+
+def figure6() -> tuple[SweepConfig, ...]:
+    """Figure 6: loss and accuracy of every token; the runs of Figure 5."""
+    return figure5()
+
+
+def figure7() -> tuple[SweepConfig, ...]:
+    """Figure 7: loss and learning speed by frequency, on IMDB and IMDB-xl."""
+    decays = (0.0, 0.1, 1.0)
+    return tuple(
+        _published("figure7", "openelm-270m", corpus=corpus, weight_decays=decays)
+        for corpus in ("imdb", "imdb-xl")
     )
-    return (grid,)
 
 
-RECIPES: dict[str, Callable[[], tuple[SweepConfig, ...]]] = {
-    recipe.__name__: recipe for recipe in (demo, table1)
-}
+def repair() -> tuple[SweepConfig, ...]:
+    """Beyond the paper: loss weights of rare tokens, and which parameters are decayed."""
+    weights = _published("repair", "openelm-270m", seeds=(0,))
+    return (
+        replace(weights, loss_weight_exponents=(0.0, 0.25, 0.5, 0.75)),
+        replace(weights, decays=("matrices", "no-embeddings", "embeddings")),
+    )
+
+
+def vocabulary() -> tuple[SweepConfig, ...]:
+    """Beyond the paper: the same sweep with smaller tokenizers."""
+    grid = _published("vocabulary", "openelm-270m", seeds=(0,))
+    return tuple(
+        replace(grid, data=replace(grid.data, vocab_size=size)) for size in (8005, 16005, 32005)
+    )
+
+
+def _published(
+    study: str,
+    model: str,
+    *,
+    corpus: str = "imdb",
+    weight_decays: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 1.0),
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+) -> SweepConfig:
+    """The paper's settings (section 3), which depend on whether a model has 10^9 parameters."""
+    small = model in ("openelm-270m", "openelm-450m", "qwen2-0.5b")
+    batch = {"batch_size": 64} if small else {"batch_size": 16, "accumulation": 4}
+    return SweepConfig(
+        study=study,
+        models=(model,),
+        weight_decays=weight_decays,
+        seeds=seeds,
+        training=TrainingConfig(precision="fp16", compile=True, **batch),
+        data=DataConfig(corpus=corpus, vocab_size=32005, context=128 if small else 64),
+    )
+
+
+_NAMED = (demo, table1, figure1, figure4, figure5, figure6, figure7, repair, vocabulary)
+RECIPES: dict[str, Callable[[], tuple[SweepConfig, ...]]] = {f.__name__: f for f in _NAMED}
 
 
 def recipe(name: str) -> tuple[SweepConfig, ...]:

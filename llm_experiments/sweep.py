@@ -28,7 +28,7 @@ from llm_experiments.configs import RunConfig, SweepConfig
 from llm_experiments.models.presets import build_model
 from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
 from llm_experiments.progress import SweepProgress
-from llm_experiments.training import Diverged, Progress, train
+from llm_experiments.training import Diverged, Progress, save_model, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class Task:
     config: RunConfig
     corpus: Path
     command: str
+    save_model: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ def create_tasks(grid: SweepConfig) -> list[Task]:
             config=cell,
             corpus=corpus.folder,
             command=shlex.join(["python", *sys.orig_argv[1:]]),
+            save_model=grid.save_model,
         )
         for cell in grid.cells()
     ]
@@ -216,7 +218,9 @@ def _locked_attempt(task: Task, run: Run, device: torch.device, connection: Conn
     try:
         corpus = load_prepared(task.corpus)
         run.update(status="running", error=None, **circumstances(task, corpus, device))
-        train(task.config, corpus, run, device=device, report=connection.send)
+        model = train(task.config, corpus, run, device=device, report=connection.send)
+        if task.save_model:
+            save_model(model, corpus, run.folder / "model")
         return Outcome(status="finished")
     except Diverged as error:
         run.update(status="diverged", error=str(error))

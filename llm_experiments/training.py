@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from llm_experiments.loss_head import IGNORE_INDEX, TokenLosses, linear_cross_en
 from llm_experiments.models.presets import build_model, classifier, features
 from llm_experiments.optimization import build_optimizer, learning_rate, loss_weights
 from llm_experiments.preparation import PreparedCorpus
-from llm_experiments.tokenization import PAD_ID
+from llm_experiments.tokenization import PAD_ID, SPECIAL_TOKENS
 from llm_experiments.windows import WindowHistory
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ def train(
     *,
     device: torch.device,
     report: Callable[[Progress], None] = lambda progress: None,
-) -> None:
+) -> PreTrainedModel:
     """Train one run to its end, or on from its last checkpoint, and publish its record.
 
-    On a CPU the record is bit-identical however often the run was interrupted.
+    Returns the trained model. On a CPU the record is bit-identical however often the run was
+    interrupted.
 
     Raises:
         Diverged: the loss is not finite; nothing is published.
@@ -120,6 +122,20 @@ def train(
     final = evaluate(model, training_set, class_weights, half, config.batch_size)
     run.publish(windows.record(corpus, final), tokens_per_second=clock.tokens_per_second(step))
     remove_all(run.folder)
+    return model
+
+
+def save_model(model: PreTrainedModel, corpus: PreparedCorpus, folder: Path) -> None:
+    """Write model and tokenizer in transformers' format, as `audit` and others read it."""
+    from transformers import PreTrainedTokenizerFast
+
+    special = dict(zip(("bos", "pad", "eos", "unk", "mask"), SPECIAL_TOKENS, strict=True))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(corpus.folder / "tokenizer.json"),
+        **{f"{role}_token": token for role, token in special.items()},
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def token_losses(
