@@ -135,12 +135,8 @@ def main() -> None:
     grid = demo()[0]
     corpus = prepare(grid.data)
     rate = matrix_rate()
-    print(
-        f"{options.threads} threads, matrix rate {rate / 1e9:.1f} GFLOP/s, torch {torch.__version__}"
-    )
-    print(
-        f"{'model':14s} {'loop':22s} {'tokens/s':>10s} {'range':>17s} {'ratio':>6s} {'share':>6s}"
-    )
+    print(f"{options.threads} threads, {rate / 1e9:.1f} GFLOP/s, torch {torch.__version__}")
+    print(f"{'model':14s} {'loop':22s} {'tokens/s':>10s} {'range':>17s}  ratio  share")
     for name in options.model:
         config = RunConfig(
             model=name,
