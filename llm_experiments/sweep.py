@@ -30,6 +30,8 @@ from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
 from llm_experiments.progress import SweepProgress
 from llm_experiments.training import Diverged, Progress, save_model, train
 
+EARLIER = "finished earlier"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -66,7 +68,7 @@ def sweep(*grids: SweepConfig) -> dict[str, int]:
         progress.say(f"preparing corpus {grids[0].data.corpus!r} ...")
         tasks = list({task.folder: task for grid in grids for task in create_tasks(grid)}.values())
         pending = [task for task in tasks if not is_done(Run(task.folder))]
-        counts = {"finished earlier": len(tasks) - len(pending)}
+        counts = {EARLIER: len(tasks) - len(pending)}
         progress.start([task.config for task in pending], done=len(tasks) - len(pending))
         parallel = _parallelism(grids[0], device)
         for task, outcome in _in_children(deque(pending), device, parallel, progress):

@@ -121,11 +121,15 @@ def demo(options: Demo) -> int:
     """Run the demo sweep and build its page."""
     # Here, so that `build` needs neither transformers nor its seconds of import.
     from llm_experiments.recipes import demo as demo_recipe
-    from llm_experiments.sweep import sweep
+    from llm_experiments.sweep import EARLIER, sweep
 
     grids = demo_recipe()
-    sweep(*grids)
-    return build(Build(studies=(grids[0].study_folder,), out=options.out))
+    counts = sweep(*grids)
+    page = _file(options.out, grids[0].study_folder / "report.html")
+    if page.exists() and not any(n for status, n in counts.items() if status != EARLIER):
+        print(page)
+        return 0
+    return build(Build(studies=(grids[0].study_folder,), out=page))
 
 
 def _beside(studies: Sequence[Path], out: Path | None) -> Path:

@@ -46,7 +46,7 @@ from reports.style import (
     loss_axis,
     plain_number,
 )
-from reports.tables import law_loss
+from reports.tables import families, law_loss
 from reports.wording import worded
 
 P = ParamSpec("P")
@@ -331,6 +331,45 @@ def figure_7a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
 
 
 @styled
+def repair(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Loss by frequency bin at the strongest decay, a line a repair, a panel a model."""
+    found = families(groups)
+    figure, axes = _panels([family[0] for family in found], narrow, height=3.2)
+    figure.name, figure.title = "Repair", "What weighting the loss of rare tokens repairs"
+    said = []
+    highest = max(float(np.nanmax(group["bin_loss"].values)) for group in groups)
+    for axis, family in zip(axes, found, strict=True):
+        decay = max(set.intersection(*(set(weight_decays([group])) for group in family)))
+        colours = decay_colours([float(place) for place in range(len(family))])
+        for group, colour in zip(family, colours.values(), strict=True):
+            mean = {
+                name: float(over_seeds(group, name)["mean"].sel(weight_decay=decay))
+                for name in ("average_loss", "token_balanced_loss")
+            }
+            band = over_seeds(group, "bin_loss").sel(weight_decay=decay)
+            _band(axis, _bin_middles(group), band, colour)
+            name = group.attrs["name"].partition(", ")[2] or "as it was"
+            label = f"{name}: average {mean['average_loss']:.3f}"
+            label += f", balanced {mean['token_balanced_loss']:.3f}"
+            axis.lines[-1].set_label(label)
+            said.append(f"{group.attrs['name']} at weight decay {decay:g}: {label}")
+        count_axis(axis, float(family[0]["bin_high"].values.max()))
+        loss_axis(axis, 12 * highest)  # room for the key
+        axis.set_xlabel("training count (log scale)")
+        axis.set_title(f"{family[0].attrs['name']}, weight decay {decay:g}")
+        axis.legend(fontsize=8, loc="upper right", frameon=False)
+    axes[0].set_ylabel("loss (nats)")
+    figure.caption = _caption(
+        "Mean cross-entropy of the tokens in each frequency bin at the strongest weight decay, "
+        "with each token's loss weighted by its count to the power −g (normalised). The theory "
+        "predicts the best average loss at g = 1/4 and equal losses at g = 1/2, for L2 decay.",
+        groups,
+    )
+    figure.alt = "Loss by frequency bin with and without repair. " + "; ".join(said)
+    return figure
+
+
+@styled
 def figure_7b(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     """Learning speed by frequency bin, one line a weight decay (Figures 5 and 7b)."""
     figure, axes = _panels(groups, narrow, height=3.2)
@@ -465,8 +504,8 @@ def theory_over_losses(*groups: xr.Dataset, narrow: bool = False) -> ReportFigur
     figure.caption = _caption(
         "Grey: every token. Points: the mean of each frequency bin. Line: the corrected law "
         "loss = −log(1 − (1 − 1/V)·√(n_c/n)), flat at log V for n ≤ n_c, with the critical count "
-        "n_c fitted to all tokens of a run; R² is over the tokens, in 1 − exp(−loss). With loss "
-        "weights a, n stands for a²n.",
+        "n_c fitted to all tokens of a run, each weighed by its count, since the mean of n losses "
+        "varies as 1/n; R² is over the tokens, so weighed, in 1 − exp(−loss).",
         groups,
     )
     figure.alt = "Loss against count with the fitted law. " + "; ".join(said)

@@ -40,6 +40,7 @@ from frequency_bins import (
 from ufm import fit_critical_count
 
 SWEPT = ("weight_decay", "seed")
+REPAIRS = {"loss_weight_exponent": 0, "decay": "all"}  # with the values that repair nothing
 CHECKPOINTS = 12
 BIN_BASE = 3
 PARALLEL_FROM, MOST_PROCESSES = 20, 8  # a child takes seconds to start and some 0.5 GB
@@ -318,7 +319,10 @@ def _scalars(
         "neglected": float(np.count_nonzero(accuracy[occurs] == 0)),
     }
     effective = effective_counts(counts, counts, loss_weight_exponent(config))[occurs]
-    fit = fit_critical_count(effective, loss[occurs], vocab_size=len(counts))
+    # The mean of n losses varies as 1/n, so each class weighs by its count.
+    fit = fit_critical_count(
+        effective, loss[occurs], vocab_size=len(counts), weights=counts[occurs]
+    )
     return scalars | {
         "critical_count": fit.critical_count,
         "r_squared": fit.r_squared,
@@ -420,7 +424,11 @@ def _named(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
         told = {(name, value) for name, value in zip(names, shown, strict=True)}
         if len(told) > len(set(names)):
             label = field.replace("_", " ")
-            names = [f"{name}, {label} {value}" for name, value in zip(names, shown, strict=True)]
+            plain = _shown(REPAIRS[field]) if field in REPAIRS else None
+            names = [
+                name if value == plain else f"{name}, {label} {value}"
+                for name, value in zip(names, shown, strict=True)
+            ]
     twice = {name for name in names if names.count(name) > 1}  # same settings, other data
     names = [f"{name} (data {i})" if name in twice else name for i, name in enumerate(names, 1)]
     for group, name in zip(groups, names, strict=True):

@@ -22,6 +22,7 @@ from reports.answer import answer
 from reports.groups import Collection, corpus, display_text, weight_decays
 from reports.style import DARK, STYLE, ReportFigure, dark_decay_colours, decay_colours
 from reports.table_views import TableView, run_table, table_views, verdict_view
+from reports.tables import families, unrepaired
 from reports.token_search import pack
 from reports.wording import worded
 
@@ -91,7 +92,11 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     if not groups:
         return []
     corpora = _distinct_corpora(groups)
-    found: list[Drawing] = [(draw, tuple(groups)) for draw in FIGURES]
+    damaged = tuple(unrepaired(groups))
+    found: list[Drawing] = [(draw, damaged) for draw in FIGURES]
+    if families(groups):
+        members = tuple(group for family in families(groups) for group in family)
+        found.insert(3, (figures.repair, members))
     found += [(draw, corpora) for draw in CORPUS_FIGURES]
     if len({group.sizes["class"] for group in corpora}) > 1:
         found.append((figures.figure_3b, corpora))

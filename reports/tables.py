@@ -16,7 +16,13 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from reports.groups import count_range, effective_counts, over_seeds, welch_half_width
+from reports.groups import (
+    REPAIRS,
+    count_range,
+    effective_counts,
+    over_seeds,
+    welch_half_width,
+)
 from ufm import CriticalCountFit
 
 METRICS = {
@@ -25,7 +31,6 @@ METRICS = {
     "token_balanced_perplexity": "Per-token PPL",
     "token_balanced_accuracy": "Per-token accuracy (%)",
 }
-REPAIRS = {"loss_weight_exponent": 0, "decay": "all"}
 
 
 def table_1(*groups: xr.Dataset) -> pd.DataFrame:
@@ -98,7 +103,7 @@ def repair(*groups: xr.Dataset) -> pd.DataFrame:
     study varies neither.
     """
     rows: list[dict[str, Any]] = []
-    for family in _families(groups):
+    for family in families(groups):
         for group in family:
             repairs = _repairs(group)
             bands = {
@@ -179,17 +184,29 @@ def _repairs(group: xr.Dataset) -> dict[str, Any]:
     return {name: config.get(name) or default for name, default in REPAIRS.items()}
 
 
-def _families(groups: Iterable[xr.Dataset]) -> list[list[xr.Dataset]]:
-    families: dict[str, list[xr.Dataset]] = {}
+def families(groups: Iterable[xr.Dataset]) -> list[list[xr.Dataset]]:
+    """Groups that differ in nothing but how they repair, the unrepaired one first."""
+    found: dict[str, list[xr.Dataset]] = {}
     for group in groups:
         config = group.attrs["config"]
         rest = {name: value for name, value in config.items() if name not in REPAIRS}
-        families.setdefault(json.dumps(rest, sort_keys=True), []).append(group)
+        found.setdefault(json.dumps(rest, sort_keys=True), []).append(group)
     return [
         sorted(family, key=lambda group: [str(value) for value in _repairs(group).values()])
-        for family in families.values()
+        for family in found.values()
         if len(family) > 1
     ]
+
+
+def unrepaired(groups: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """The groups without those that repair another one."""
+    repairs = [
+        group
+        for family in families(groups)
+        for group in family
+        if any(_repairs(other) == REPAIRS for other in family) and _repairs(group) != REPAIRS
+    ]
+    return [group for group in groups if not any(group is other for other in repairs)]
 
 
 def _unweighted_critical_count(
