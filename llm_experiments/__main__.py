@@ -213,7 +213,7 @@ def _audit(argv: list[str]) -> int:
 
 
 def _prepare(argv: list[str]) -> int:
-    from llm_experiments.preparation import prepare
+    from llm_experiments.preparation import prepare, write_counts
 
     config = parse_options(OmitArgPrefixes[DataConfig], argv, prog=f"{_PROGRAM} prepare")
     corpus = prepare(config)
@@ -239,6 +239,7 @@ def _prepare(argv: list[str]) -> int:
         table.add_row(label, f"{int(size):,}", f"{100 * float(share):.2f} %")
     table.add_row("never", f"{int(bins.never_occurring):,}", "")
     console.print(table)
+    console.print(f"counts for `python -m ufm predict --counts`: {write_counts(corpus)}")
     return 0
 
 

@@ -10,6 +10,7 @@ The key is a hash of the source and of every setting, so a changed corpus is ano
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -26,7 +27,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
-from frequency_bins import class_counts
+from frequency_bins import class_counts, write_atomically
 from llm_experiments.configs import DataConfig
 from llm_experiments.corpora import HUB_NAMES, load_corpus
 from llm_experiments.tokenization import END_ID, PAD_ID, token_labels, train_tokenizer
@@ -102,6 +103,18 @@ def load_prepared(folder: Path) -> PreparedCorpus:
         tokens=tokens,
         held_out=held_out,
     )
+
+
+def write_counts(corpus: PreparedCorpus) -> Path:
+    """Write the next-token counts of the tokens that occur, for ``python -m ufm predict``."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("token", "count"))
+    counted = zip(corpus.labels, corpus.class_counts.tolist(), strict=True)
+    writer.writerows((label, count) for label, count in counted if count)
+    path = corpus.folder / "class_counts.csv"
+    write_atomically(path, text.getvalue().encode("utf-8"))
+    return path
 
 
 def _tokenize(config: DataConfig) -> tuple[Tokenizer, Ids, Ids]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from frequency_bins import percentile
+from llm_experiments.__main__ import main
 from llm_experiments.configs import DataConfig
 from llm_experiments.corpora import load_corpus
 from llm_experiments.preparation import PreparedCorpus, prepare
@@ -74,6 +76,21 @@ def test_a_prepared_corpus_is_found_again_without_its_text(
 ) -> None:
     monkeypatch.delattr("llm_experiments.preparation.load_corpus")
     assert prepare(data).folder == corpus.folder
+
+
+def test_the_counts_file_is_what_the_theory_reads(
+    corpus: PreparedCorpus, data: DataConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--corpus", "text", "--data-dir", str(data.data_dir), "--vocab-size", "300"]
+    options += ["--context", "16", "--packing", "--num-sequences", "24"]
+    assert main(["prepare", *options, "--cache-dir", str(data.cache_dir)]) == 0
+    shown = capsys.readouterr().out
+    assert "99th percentile" in shown
+    assert f"{24 * 15:,} of them next tokens" in shown
+    with (corpus.folder / "class_counts.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["count"]) for row in rows] == [n for n in corpus.class_counts.tolist() if n]
+    assert len({row["token"] for row in rows}) == len(rows)
 
 
 def test_a_changed_corpus_is_another_entry(tmp_path: Path, data: DataConfig) -> None:
