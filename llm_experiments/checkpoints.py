@@ -29,12 +29,22 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, parts: Mapping[str, Any]) -> None:
-    """Write the state_dict of every part after a step, then remove the checkpoints before it."""
+    """Write the state_dict of every part after a step, then remove the checkpoints before it.
+
+    Raises:
+        OSError: the folder cannot be written, or is full; nothing is left behind.
+    """
     beside = folder / f".checkpoint.{secrets.token_hex(4)}.partial"
     older = [path for _, _, path in _found(folder)]
     try:
-        torch.save({name: part.state_dict() for name, part in parts.items()}, beside)
+        with beside.open("wb") as file:
+            torch.save({name: part.state_dict() for name, part in parts.items()}, file)
         beside.rename(folder / f"checkpoint-{step:08d}-{_digest(beside)}.pt")
+    except RuntimeError as error:
+        # torch gives an error of its own for a write that failed, with the cause behind it.
+        if isinstance(cause := error.__context__, OSError):
+            raise OSError(cause.errno, cause.strerror, str(folder)) from None
+        raise
     finally:
         beside.unlink(missing_ok=True)
     for path in older:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from frequency_bins import read_study
 from llm_experiments.__main__ import main
-from llm_experiments.checkpoints import load_latest
+from llm_experiments.checkpoints import load_latest, save
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.preparation import PreparedCorpus
 from llm_experiments.sweep import sweep
@@ -132,6 +134,23 @@ def test_a_checkpoint_that_was_cut_short_is_not_used(
         (tmp_path / f"checkpoint-{step:08d}-{'0' * 16}.pt").write_bytes(b"torn")
     assert load_latest(tmp_path) is None
     assert capsys.readouterr().err.count("cut short or changed") == 2
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    model = torch.nn.Linear(100, 100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            save(tmp_path, 5, {"model": model})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    save(tmp_path, 5, {"model": model})
+    checkpoint = load_latest(tmp_path)
+    assert checkpoint is not None
+    assert torch.equal(checkpoint.state["model"]["weight"], model.weight)
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(
