@@ -1,0 +1,54 @@
+"""The GPU benchmark on a CPU: its checks hold, and one part that fails stops no other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+
+@pytest.mark.parametrize("part", ["checks_of_the_parts", "checks_of_ufm", "rates"])
+def test_a_part_on_the_cpu(part: str, tmp_path: Path) -> None:
+    settings = replace(gpu.DRY, head_tokens=600, tiny_vocab=300)
+    record = gpu.Record(tmp_path / "record.json")
+    gpu.PARTS[part][0](settings, record)
+    record.end("ok")
+    written = json.loads((tmp_path / "record.json").read_text())
+    assert written["status"] == "ok"
+    assert all(check["held"] for check in written["checks"].values())
+    assert gpu.lines_of(part, written | {"seconds": 1.0})
+
+
+def test_a_wrong_head_breaks_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gpu.head_results
+
+    def wrong(*args: torch.Tensor, ours: bool) -> tuple[torch.Tensor, ...]:
+        losses, *gradients = right(*args, ours=ours)
+        return losses * (1.01 if ours else 1.0), *gradients
+
+    monkeypatch.setattr(gpu, "head_results", wrong)
+    gpu.checks_of_the_parts(gpu.DRY, gpu.Record(tmp_path / "record.json"))
+    checks = json.loads((tmp_path / "record.json").read_text())["checks"]
+    broken = {name for name, check in checks.items() if not check["held"]}
+    assert broken == {f"head {precision}, losses: error" for precision in gpu.HALVES}
+
+
+def test_parts_run_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # as main sets it, and back again
+    monkeypatch.setattr(gpu, "PRELOAD", ["torch"])
+    parts = ("--parts", "vision", "ufm_batch")
+    code = gpu.main([str(tmp_path), "--dry-run", "--cifar10", str(tmp_path / "no"), *parts])
+    results = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert code == 1
+    assert results["vision"]["status"] == "failed"
+    assert "holds no CIFAR-10" in results["vision"]["error"]
+    assert results["ufm_batch"]["status"] == "ok"
+    assert results["ufm_batch"]["figures"]
+    assert "holds no CIFAR-10" in capsys.readouterr().out
