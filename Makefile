@@ -1,11 +1,12 @@
-# make demo   train the small sweep, fit the theory, build the page
-# make test   lint, types and every test
+# make demo      train the small sweep, fit the theory, build the page
+# make test      lint, types and every test
+# make mutants   break each formula of the closed form once; the tests must notice every time
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types clean
+.PHONY: demo test mutants lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m reports demo
@@ -15,6 +16,9 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2
+
+mutants: $(VENV)/installed-test
+	$(BIN)/python -m theory_tests.mutants
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -202,8 +202,8 @@ def loss_weight_exponent(config: Mapping[str, Any]) -> float:
 def effective_counts(at: np.ndarray, counts: np.ndarray, exponent: float) -> np.ndarray:
     """a^2 n at the counts `at`: where the unweighted law has the loss that weights a ~ n^-g give.
 
-    a_k is scaled so that sum a_k n_k = N over `counts` (THEORY section 5: r_k holds a_k sqrt(n_k)).
-    Zero counts stay zero.
+    a_k is scaled so that sum a_k n_k = N over `counts` (ufm/THEORY.md, section 6: r_k holds
+    a_k sqrt(n_k)). Zero counts stay zero.
     """
     n = counts[counts > 0].astype(np.float64)
     scale = n.sum() / (n ** (1 - exponent)).sum()

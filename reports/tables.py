@@ -99,8 +99,8 @@ def repair(*groups: xr.Dataset) -> pd.DataFrame:
 
     Average and token-balanced loss and the fairness gap by loss-weight exponent g (weights
     n_k^-g), decay group and weight decay, with the corrected theory's prediction: the n_c fitted
-    without weights at the same weight decay, put into THEORY section 5's r_k. Empty where the
-    study varies neither.
+    without weights at the same weight decay, put into r_k (ufm/THEORY.md, section 6). Empty
+    where the study varies neither.
     """
     rows: list[dict[str, Any]] = []
     for family in families(groups):

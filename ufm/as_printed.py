@@ -1,7 +1,7 @@
 """The paper's formulas to the letter, errors included; only to show how far off they are.
 
-Each function names the place in arXiv 2410.11985 and what THEORY section 4 corrects. `closed_form`
-holds the corrected ones. All take one plain problem (cross-entropy, scalar decays).
+Each function names the place in arXiv 2410.11985 and what ufm/THEORY.md, section 5, corrects.
+`closed_form` holds the corrected ones. All take one plain problem (cross-entropy, scalar decays).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Merge and reseed: how the solver leaves the points where plain descent is trapped.
 
 An axis is a column of A with its row of B, a rank-one piece a b' of the scaled logits. Descent
-often spends several axes on what one could do and leaves a class without any (THEORY section 6).
+often spends several axes on what one could do and leaves a class without any: see ufm/THEORY.md,
+section 7.
 """
 
 from __future__ import annotations

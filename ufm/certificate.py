@@ -1,8 +1,8 @@
 """How far a candidate (W, H) of the UFM can be from the global minimum, without knowing it.
 
 Put g_k = mass_k (q_k - p_k) / sqrt(lambda_W lambda_H[k] n_k), the columns of G. Every G with
-|G b| <= |b| for all b >= 0 gives a lower bound on F (THEORY section 3); a candidate's own G, shrunk
-by the least s that makes it so, gives one that is tight at the minimum.
+|G b| <= |b| for all b >= 0 gives a lower bound on F (ufm/THEORY.md, section 3); a candidate's own
+G, shrunk by the least s that makes it so, gives one that is tight at the minimum.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def certify(
     *,
     bias: Tensor | None = None,
 ) -> Certificate:
-    """Certificate of any (W, H), from any solver (THEORY section 3).
+    """Certificate of any (W, H), from any solver (ufm/THEORY.md, section 4).
 
     W: (..., V, d). H: (..., d, V), one feature a class, or (..., d, N), one a sample, class by
     class in class order. `bias`: (..., V), only for a problem with a bias. A ClosedForm in place

@@ -1,4 +1,4 @@
-"""The global minimum of the UFM in closed form (THEORY sections 2 and 5), float64 throughout.
+"""The global minimum of the UFM in closed form (ufm/THEORY.md, sections 2 and 6), in float64.
 
 Everything follows from y_k = sqrt(n_k / n_c[k]): class k is active iff y_k > 1. The per-class
 critical count n_c[k] carries the decays, the loss weights and the label smoothing.
@@ -75,7 +75,7 @@ class ClosedForm:
 
 
 def closed_form(problem: UFMProblem) -> ClosedForm:
-    """The global minimum of `problem` (THEORY section 2; variants: section 5), in O(V).
+    """The global minimum of `problem` in O(V) (ufm/THEORY.md, section 2; variants: section 6).
 
     M_k = log(1 + V (y_k - 1) / (1 + e y_k / (1 - e))) with y_k = sqrt(n_k / n_c); for e = 0 this is
     log((V-1)(r_k - 1)), written so that nothing cancels at the threshold or at large V.
@@ -100,7 +100,7 @@ def closed_form(problem: UFMProblem) -> ClosedForm:
     gauge = (decay_W * decay_H * counts).sqrt()
     direction_norm = 1.0 if problem.loss == "mse" else math.sqrt(_off(problem) / _V(problem))
     # Each active class is one rank-one term of W H; its nuclear norm in the scaled variables of
-    # THEORY section 3 is what both decay terms cost together.
+    # ufm/THEORY.md, section 3, is what both decay terms cost together.
     spectrum = gauge * margin * direction_norm
     return ClosedForm(
         problem=problem,

@@ -40,12 +40,13 @@ def fit_critical_count(
     vocab_size: float | int,
     weights: Sequence[Any] | np.ndarray | Tensor | None = None,
 ) -> CriticalCountFit:
-    """Exact global least squares of u = (1 - 1/V) min(1, sqrt(n_c / n)) (THEORY section 2).
+    """Exact global least squares of u = (1 - 1/V) min(1, sqrt(n_c / n)).
 
     counts: (V,) training counts; losses: (V,) mean losses in nats; weights: (V,) >= 0, default
     ones. Classes with count 0, NaN loss or weight 0 are left out. In sqrt(n_c) the sum of squares
     is a parabola between neighbouring counts, so its minimum is found exactly. Where every class is
-    at chance, n_c is the largest count (the least value with that fit).
+    at chance, n_c is the largest count (the least value with that fit). Source: ufm/THEORY.md,
+    section 2.
 
     Raises ValueError on shapes that differ, negative or infinite values, or no class left.
     """

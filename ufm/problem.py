@@ -150,8 +150,8 @@ class UFMProblem:
     def pull(self) -> Float[Tensor, "*batch V"]:
         """a_k sqrt(n_k) / (N sqrt(lambda_W lambda_H[k])): loss gradient per unit of decay.
 
-        With r_k of THEORY section 2 it is r_k sqrt((V-1)/V). Row-wise lambda_W enters by its
-        smallest value.
+        With r_k of ufm/THEORY.md, section 1, it is r_k sqrt((V-1)/V). Row-wise lambda_W enters by
+        its smallest value.
         """
         decay = self.row_decay.amin(-1, keepdim=True).sqrt() * self.feature_decay.sqrt()
         return self.mass / (decay * self.counts.sqrt())

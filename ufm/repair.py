@@ -1,4 +1,4 @@
-"""Loss weights that repair what weight decay does to rare classes (THEORY section 5)."""
+"""Loss weights that repair what weight decay does to rare classes (ufm/THEORY.md, section 6)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EQUAL_EXPONENT = 0.5
 """a_k ~ n_k^-1/2 makes all losses equal, exactly, as long as lambda_W lambda_H is below
 ((V-1)/V) / (sum_j sqrt(n_j))^2; above, all classes collapse at once."""
 BALANCED_EXPONENT = 0.75
-"""a_k ~ n_k^-3/4 makes the class-balanced loss least, in the limit of weak decay. Beyond it the
-most frequent classes are the first to collapse."""
+"""a_k ~ n_k^-3/4 makes the class-balanced loss least, in the limit of weak decay. Above one
+half, the most frequent classes are the first to collapse."""
 
 
 def repair_weights(

@@ -1,4 +1,4 @@
-"""The UFM in the scaled variables of THEORY section 3, as every part of the solver sees it.
+"""The UFM in the scaled variables of ufm/THEORY.md, section 3, as every part of the solver sees it.
 
 A = sqrt(lambda_W) W (row by row) and B_c = sqrt(lambda_H n_k) h_c, so that both decay terms become
 |A|^2 / 2 + |B|^2 / 2 and the logits are row_j col_c (A B)_jc (+ bias). Columns c are classes, or
@@ -114,7 +114,7 @@ class ScaledProblem:
     def _columns(
         self, at: Point, where: slice
     ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b V c"], Float[Tensor, "b V c"]]:
-        """Loss, gradient in the scaled logits A B (this is -G of THEORY section 3) and in the
+        """Loss, gradient in the scaled logits A B (-G of ufm/THEORY.md, section 3) and in the
         logits themselves."""
         scale = self.row.unsqueeze(2) * self.col[:, None, where]
         Z = torch.bmm(at.A, at.B[:, :, where]) * scale

@@ -76,12 +76,12 @@ def solve(
     tolerance: float = 1e-10,
     throw: bool = True,
 ) -> Solution:
-    """Minimise F over W (V, d) and H (d, V), or (d, N) with `per_sample` (THEORY section 6).
+    """Minimise F over W (V, d) and H (d, V), or (d, N) with `per_sample`.
 
     width: d, in place of the problem's. seed: of the random start, the same for every problem of a
     batch. init: "random", or a start (W, H) for one problem. device: where to compute; default the
     problem's. dtype: of the search; certificates are always float64. tolerance: a run is certified
-    when gap <= tolerance * objective.
+    when gap <= tolerance * objective. How: ufm/THEORY.md, section 7.
 
     Raises ValueError for arguments out of range. With `throw`, NotCertifiedError where a run ends
     "unfinished", or uncertified although the bound is known to be tight (H >= 0, width >= V, no

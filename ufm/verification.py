@@ -34,7 +34,7 @@ class Claim:
     printed_error: float
     corrected_error: float
     misprinted: bool
-    """Whether THEORY section 4 says that the printed form is wrong."""
+    """Whether ufm/THEORY.md, section 5, says that the printed form is wrong."""
 
     @property
     def confirmed(self) -> bool:

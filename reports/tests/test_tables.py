@@ -105,7 +105,7 @@ def test_repair_predictions(tmp_path: Path) -> None:
     )
     n = groups[0]["class_count"].values.astype(float)
     vocab_size, n = len(n), n[n > 0]
-    # 1/r_k = (1 - 1/V) sqrt(n_c) sum(sqrt n) / N, the same for all: THEORY section 5
+    # 1/r_k = (1 - 1/V) sqrt(n_c) sum(sqrt n) / N, the same for all: ufm/THEORY.md, section 6
     chance = (1 - 1 / vocab_size) * math.sqrt(fitted) * np.sqrt(n).sum() / n.sum()
     assert frame.loc[0.5, "predicted_balanced"] == pytest.approx(-math.log1p(-chance))
     assert frame.loc[0.5, "predicted_average"] == pytest.approx(-math.log1p(-chance))
@@ -124,7 +124,7 @@ def test_repair_without_a_baseline_predicts_nothing(tmp_path: Path) -> None:
 
 
 def test_a_weighted_run_is_fitted_by_the_weighted_law(tmp_path: Path) -> None:
-    """Losses made by THEORY section 5's r_k, written out, give back the n_c put in."""
+    """Losses made by r_k (ufm/THEORY.md, section 6), written out, give back the n_c put in."""
     counts = zipf_counts(300)
     n = counts[counts > 0].astype(float)
     weights = n**-0.25 * n.sum() / (n**0.75).sum()

@@ -12,7 +12,7 @@ PROBLEM = UFMProblem(class_counts=[6, 3, 2, 1], lambda_W=2e-2, lambda_H=1e-2)
 
 
 def by_hand(problem, W, H):
-    """F and the bound of THEORY section 3, with loops, eigenvalues and one sample at a time."""
+    """F and the bound of ufm/THEORY.md, section 4: loops, eigenvalues, one sample at a time."""
     counts, N = problem.class_counts.tolist(), int(problem.num_samples)
     lW, lH = problem.lambda_W, problem.lambda_H
     V = len(counts)

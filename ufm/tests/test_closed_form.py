@@ -32,7 +32,7 @@ VARIANTS = [
 
 
 def textbook(counts, lambda_W, lambda_H):
-    """THEORY section 2 to the letter, one class after the other, in 50 digits."""
+    """ufm/THEORY.md, section 2, to the letter, one class after the other, in 50 digits."""
     with mpmath.workdps(50):
         V, N = len(counts), mpmath.mpf(sum(counts))
         lW, lH = mpmath.mpf(lambda_W), mpmath.mpf(lambda_H)

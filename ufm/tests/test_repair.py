@@ -63,13 +63,12 @@ def test_one_over_the_count_over_corrects():
 
 
 def test_the_figures_of_the_theory_for_a_zipf_vocabulary():
-    """THEORY section 5: Zipf, V = 32005, n_c = 100; average and balanced loss by exponent."""
+    """ufm/THEORY.md, section 6: average and balanced loss by exponent at a head count of 1e7."""
     V = 32005
-    # The text does not give the head count; any large one gives nearly the same figures.
     counts = (1e7 / torch.arange(1, V + 1)).round().long().clamp(min=1)
     lam = math.sqrt(100 * (V - 1) / V) / float(counts.sum())
     result = {}
-    for exponent in (0.0, 0.25, 0.5):
+    for exponent in (0.0, 0.25, 0.5, 0.75, 1.0):
         problem = UFMProblem(
             class_counts=counts,
             lambda_W=lam,
@@ -81,6 +80,15 @@ def test_the_figures_of_the_theory_for_a_zipf_vocabulary():
     assert result[0.25][0] < result[0.0][0]
     assert result[0.25][1] < result[0.0][1]
     assert result[0.5][0] == pytest.approx(result[0.5][1])
+    printed = {
+        0.0: (0.123, 0.496),
+        0.25: (0.070, 0.169),
+        0.5: (0.109, 0.109),
+        0.75: (0.619, 0.097),
+        1.0: (5.051, 0.137),
+    }
+    for exponent, figures in printed.items():
+        assert result[exponent] == pytest.approx(figures, abs=5e-4)
 
 
 @pytest.mark.parametrize(
