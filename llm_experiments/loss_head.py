@@ -10,11 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 IGNORE_INDEX = -100
 # Logits held at a time. 2^18 float32 are 1 MiB, which stays in a CPU core's cache; a GPU wants
 # larger products.
 _CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
+# Rows of the classifier are padded to a multiple of this: with an odd number of bf16 or fp16 logits
+# a row, a GPU's matrix units find no two rows aligned and fall back to slow products.
+_MULTIPLE = {"cuda": 64}
 
 
 class TokenLosses(NamedTuple):
@@ -59,16 +63,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses = features.new_empty(len(features), dtype=wide)
         correct = torch.empty(len(features), dtype=torch.bool, device=features.device)
         factor = weight.to(features.dtype)
+        padding = -len(weight) % _MULTIPLE.get(features.device.type, 1)
+        if padding:
+            factor = F.pad(factor, (0, 0, 0, padding))
         d_features = torch.empty_like(features) if with_gradient else None
-        d_weight = torch.zeros_like(weight, dtype=wide) if with_gradient else None
+        d_weight = torch.zeros_like(factor, dtype=wide) if with_gradient else None
         valid = targets != IGNORE_INDEX
         safe_targets = torch.where(valid, targets, 0)[:, None]
         scale = torch.where(valid, token_weight.to(wide), 0)[:, None]
-        rows = max(1, _CHUNK_ELEMENTS.get(features.device.type, 2**18) // len(weight))
+        rows = max(1, _CHUNK_ELEMENTS.get(features.device.type, 2**18) // len(factor))
         for start in range(0, len(features), rows):
             part = slice(start, start + rows)
             target = safe_targets[part]
             logits = (features[part] @ factor.T).to(wide)
+            logits[:, len(weight) :] = -torch.inf
             largest, argmax = logits.max(dim=-1, keepdim=True)
             logits -= largest
             target_logit = logits.gather(1, target)
@@ -84,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses.masked_fill_(~valid, 0)
         correct &= valid
         if d_features is not None and d_weight is not None:
-            ctx.save_for_backward(d_features, d_weight.to(weight.dtype))
+            ctx.save_for_backward(d_features, d_weight[: len(weight)].to(weight.dtype))
         ctx.mark_non_differentiable(losses, correct)
         return (losses * scale[:, 0]).sum(), losses, correct
 

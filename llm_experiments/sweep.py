@@ -228,8 +228,10 @@ def _locked_attempt(task: Task, run: Run, device: torch.device, connection: Conn
         run.update(status="diverged", error=str(error))
         return Outcome(status="diverged", error=str(error))
     except Exception as error:
-        is_users = isinstance(error, OSError | ValueError)
+        is_users = isinstance(error, OSError | ValueError | torch.OutOfMemoryError)
         line = one_line(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            line = f"out of memory on {device}; lower --batch-size or --context"
         if not is_users:
             traceback.print_exc()
             line = f"{type(error).__name__}: {line}"

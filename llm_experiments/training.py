@@ -65,8 +65,9 @@ def train(
         Diverged: the loss is not finite; nothing is published.
     """
     torch.set_num_threads(config.threads)
-    tokens = torch.from_numpy(np.array(corpus.tokens)).to(device)
-    held_out = torch.from_numpy(np.array(corpus.held_out)).to(device)
+    # int32: CUDA cannot index a tensor of uint16.
+    tokens = torch.from_numpy(corpus.tokens.astype(np.int32)).to(device)
+    held_out = torch.from_numpy(corpus.held_out.astype(np.int32)).to(device)
     class_weights = loss_weights(corpus.class_counts, config.loss_weight_exponent).to(device)
     half = HALF[config.precision]
     model = build_model(config.model, vocab_size=corpus.vocab_size, seed=config.seed, device=device)
@@ -85,9 +86,11 @@ def train(
             group["lr"] = learning_rate(config, step)
         for part in range(config.accumulation):
             rows = batch_rows(config, len(tokens), step * config.accumulation + part)
+            if device.type == "cuda":  # a copy from pageable memory would wait for the device
+                rows = rows.pin_memory().to(device, non_blocking=True)
             # Weights carry the loss scale, so that it is there where the head forms gradients.
             weights = scaler.scale(class_weights / config.accumulation)
-            losses, targets = token_losses(model, tokens[rows.to(device)], weights, half)
+            losses, targets = token_losses(model, tokens[rows], weights, half)
             losses.objective.backward()
             metrics.update(losses.loss, targets, losses.correct, ignore_index=IGNORE_INDEX)
         scaler.step(optimizer)
@@ -97,6 +100,7 @@ def train(
         report(Progress(step=step, tokens_per_second=clock.tokens_per_second(step)))
 
         if step % config.evaluate_every == 0 or step == config.steps:
+            synchronise(device)
             with clock.paused():
                 passes = {"full": tokens} if config.evaluate == "full" else {}
                 passes |= {"held_out": held_out} if len(held_out) else {}
@@ -104,7 +108,7 @@ def train(
                     name: evaluate(model, sequences, class_weights, half, config.batch_size)
                     for name, sequences in passes.items()
                 }
-            average = windows.append(step, metrics, **measured)
+                average = windows.append(step, metrics, **measured)
             check_finite(step, average, scaler)
             run.append_scalars(
                 {
@@ -114,13 +118,15 @@ def train(
                     "tokens_per_second": clock.tokens_per_second(step),
                 }
             )
-            if clock.checkpoint_is_due():
+            if step < config.steps and clock.checkpoint_is_due():
                 with clock.checkpointing():
                     save(run.folder, step, state)
 
     training_set = tokens if config.evaluate != "stream" else tokens[:0]
-    final = evaluate(model, training_set, class_weights, half, config.batch_size)
-    run.publish(windows.record(corpus, final), tokens_per_second=clock.tokens_per_second(step))
+    with clock.paused():
+        final = evaluate(model, training_set, class_weights, half, config.batch_size)
+        record = windows.record(corpus, final)
+    run.publish(record, tokens_per_second=clock.tokens_per_second(step))
     remove_all(run.folder)
     return model
 
@@ -177,6 +183,12 @@ def evaluate(
         metrics.update(losses.loss, targets, losses.correct, ignore_index=IGNORE_INDEX)
     model.train()
     return metrics
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device, so that a clock counts work done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def check_finite(step: int, loss: float, scaler: torch.amp.GradScaler) -> None:

@@ -20,9 +20,13 @@ def case(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return features.to(dtype), weight.to(dtype), targets, token_weight
 
 
+@pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("chunk_elements", [1, 11 * 5, 2**18])
-def test_equals_torch_in_float64(monkeypatch: pytest.MonkeyPatch, chunk_elements: int) -> None:
+def test_equals_torch_in_float64(
+    monkeypatch: pytest.MonkeyPatch, chunk_elements: int, multiple: int
+) -> None:
     monkeypatch.setitem(loss_head._CHUNK_ELEMENTS, "cpu", chunk_elements)
+    monkeypatch.setitem(loss_head._MULTIPLE, "cpu", multiple)
     features, weight, targets, token_weight = case(torch.float64)
     ours = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
     theirs = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
