@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -42,7 +43,8 @@ def _text(path: Path) -> str:
     if path.is_file() and path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is {path.stat().st_size} bytes; expected at most {MAX_BYTES}")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return file.read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
 
@@ -64,7 +66,8 @@ def _json_pairs(path: Path, text: str) -> list[tuple[str, object]]:
 
 def _line_pairs(path: Path, text: str) -> list[tuple[str, object]]:
     try:
-        rows = [row for row in csv.reader(text.splitlines()) if row]
+        # Not text.splitlines(): a label may hold a line break, in quotes, or another separator.
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     except csv.Error as error:
         raise ValueError(f"{path} is not CSV: {error}") from error
     if not rows:

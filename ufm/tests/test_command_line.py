@@ -184,3 +184,13 @@ def test_predict_needs_one_source_of_decay(tmp_path, capsys):
     path.write_text("5\n3\n", encoding="utf-8")
     assert main(["predict", "--counts", str(path)]) == 2
     assert "neither of --lambda-W and --critical-count" in capsys.readouterr().err
+
+
+def test_labels_of_any_text_are_read_as_they_were_written(tmp_path: Path) -> None:
+    labels = [" a", "x,y", 'say "so"', "two\nlines", "next\x85line", "\u2028", "carriage\r", " "]
+    path = tmp_path / "counts.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("token", "count"))
+        writer.writerows(zip(labels, range(1, 9), strict=True))
+    assert read_counts(path) == (labels, list(range(1, 9)))
