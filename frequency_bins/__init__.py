@@ -5,6 +5,7 @@ from __future__ import annotations
 from frequency_bins.bins import FrequencyBins
 from frequency_bins.class_metrics import ClassMetrics
 from frequency_bins.counts import class_counts, coverage, percentile, zipf_exponent
+from frequency_bins.devices import resolve_device
 from frequency_bins.learning_speed import carry_forward, learning_speed
 from frequency_bins.runs import (
     FORMAT_VERSION,
@@ -44,6 +45,7 @@ __all__ = [
     "Study",
     "class_record",
     "read_study",
+    "resolve_device",
     "run_id",
     "stack",
     "write_atomically",

@@ -23,6 +23,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -152,6 +153,20 @@ class Run:
     def status(self) -> str:
         """ "new", "running", "finished", "failed" or "diverged"."""
         return str(self.manifest["status"])
+
+    def is_done(self) -> bool:
+        """Whether the run needs nothing more: it diverged, or its record is there and whole.
+
+        A record that was damaged is named on stderr.
+        """
+        if self.status != "finished":
+            return self.status == "diverged"
+        try:
+            self.classes()
+        except ValueError as error:
+            print(f"doing run {self.id} again: {error}", file=sys.stderr)
+            return False
+        return True
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from frequency_bins import Run, RunInUse
+from frequency_bins import Run, RunInUse, resolve_device
 from frequency_bins.command_line import one_line
 from llm_experiments.configs import RunConfig, SweepConfig
 from llm_experiments.models.presets import build_model
@@ -67,7 +67,7 @@ def sweep(*grids: SweepConfig) -> dict[str, int]:
     with contextlib.closing(SweepProgress()) as progress:
         progress.say(f"preparing corpus {grids[0].data.corpus!r} ...")
         tasks = list({task.folder: task for grid in grids for task in create_tasks(grid)}.values())
-        pending = [task for task in tasks if not is_done(Run(task.folder))]
+        pending = [task for task in tasks if not Run(task.folder).is_done()]
         counts = {EARLIER: len(tasks) - len(pending)}
         progress.start([task.config for task in pending], done=len(tasks) - len(pending))
         parallel = _parallelism(grids[0], device)
@@ -92,29 +92,6 @@ def create_tasks(grid: SweepConfig) -> list[Task]:
         )
         for cell in grid.cells()
     ]
-
-
-def is_done(run: Run) -> bool:
-    """Whether a run needs nothing more: it diverged, or its record is there and whole."""
-    if run.status != "finished":
-        return run.status == "diverged"
-    try:
-        run.classes()
-    except ValueError as error:
-        print(f"doing run {run.id} again: {error}", file=sys.stderr)
-        return False
-    return True
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a name. Raises ValueError for a GPU that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}; expected auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda'; this machine has no usable GPU, expected auto or cpu")
-    return torch.device(name)
 
 
 def _parallelism(config: SweepConfig, device: torch.device) -> int:
@@ -215,7 +192,7 @@ def _attempt(task: Task, device: torch.device, connection: Connection) -> Outcom
 
 
 def _locked_attempt(task: Task, run: Run, device: torch.device, connection: Connection) -> Outcome:
-    if run.status == "finished" and is_done(run):  # by another sweep, meanwhile
+    if run.status == "finished" and run.is_done():  # by another sweep, meanwhile
         return Outcome(status="finished")
     try:
         corpus = load_prepared(task.corpus)

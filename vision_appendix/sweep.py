@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from frequency_bins import ClassMetrics, Run, RunInUse, run_id
+from frequency_bins import ClassMetrics, Run, RunInUse, resolve_device, run_id
 from frequency_bins.command_line import one_line
 from vision_appendix.augmentation import check_size
 from vision_appendix.configs import RunConfig, SweepConfig
@@ -73,10 +73,10 @@ def sweep(config: SweepConfig) -> dict[str, int]:
         console=Console(stderr=True, highlight=False),
     )
     with bars:
-        steps = sum(cell.steps for cell, run in runs if not is_done(run))
+        steps = sum(cell.steps for cell, run in runs if not run.is_done())
         everything = bars.add_task("all steps", total=steps, speed="")
         for number, (cell, run) in enumerate(runs, start=1):
-            status = "finished earlier" if is_done(run) else _attempt(cell, run, data, bars)
+            status = "finished earlier" if run.is_done() else _attempt(cell, run, data, bars)
             counts[status] = counts.get(status, 0) + 1
             if status != "finished earlier":
                 bars.advance(everything, cell.steps)
@@ -97,7 +97,7 @@ def plan(config: SweepConfig, *, steps: int = 3) -> list[tuple[Cell, float | Non
     planned: list[tuple[Cell, float | None]] = []
     for cell in resolve_cells(config, data):
         folder = config.runs_dir / config.study / run_id(_resolved(config, cell, data))
-        if folder.is_dir() and is_done(Run(folder)):
+        if folder.is_dir() and Run(folder).is_done():
             planned.append((cell, None))
             continue
         seconds = seconds or _seconds_per_step(cell, data, steps)  # alike in every run of a grid
@@ -116,35 +116,12 @@ def create_run(config: SweepConfig, cell: Cell, data: LabelledImages) -> Run:
     return Run.create(config.runs_dir / config.study, _resolved(config, cell, data))
 
 
-def is_done(run: Run) -> bool:
-    """Whether a run needs nothing more: it diverged, or its record is there and whole."""
-    if run.status != "finished":
-        return run.status == "diverged"
-    try:
-        run.classes()
-    except ValueError as error:
-        print(f"doing run {run.id} again: {error}", file=sys.stderr)
-        return False
-    return True
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a name. Raises ValueError for a GPU that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}; expected auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda'; this machine has no usable GPU, expected auto or cpu")
-    return torch.device(name)
-
-
 def _attempt(cell: Cell, run: Run, data: LabelledImages, bars: Progress) -> str:
     bar = bars.add_task(cell.describe(), total=cell.steps, speed="")
     subset = data.subset(cell.class_counts, cell.config.seed)
     try:
         with run.locked():
-            if is_done(run):  # by another sweep, meanwhile
+            if run.is_done():  # by another sweep, meanwhile
                 return "finished earlier"
             run.update(status="running", error=None, **_circumstances(cell.config, subset))
             train(
