@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from llm_experiments.models.presets import MODEL_NAMES
 
-DecayGroup = Literal["all", "matrices", "no-embeddings", "embeddings"]
+DecayGroup = Literal["all", "matrices", "no-embeddings", "embeddings", "head", "body"]
 DecayMode = Literal["decoupled", "l2"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Evaluation = Literal["stream", "final", "full"]
@@ -73,6 +73,14 @@ class TrainingConfig:
     """compile the model with torch.compile"""
     decay_mode: DecayMode = "decoupled"
     """AdamW's decoupled decay, or an L2 term in the gradient"""
+    tie_embeddings: bool = True
+    """one matrix for input embeddings and head, as published; --no-tie-embeddings makes them two"""
+    dropout: float = 0.0
+    """share of the entries of the embeddings and of every layer's attention and feed-forward output
+    that training sets to 0; the pass at the end is without"""
+    label_smoothing: float = 0.0
+    """share of each target's probability that training spreads over the vocabulary; the recorded
+    losses are plain cross-entropies all the same"""
     threads: int = 1
     """CPU threads of a run (sums on a CPU depend on it in their last bits)"""
 
@@ -81,6 +89,8 @@ class TrainingConfig:
             _at_least(name, getattr(self, name), 1)
         _at_least("warmup_steps", self.warmup_steps, 0)
         _finite("learning_rate", self.learning_rate)
+        _share("dropout", self.dropout)
+        _share("label_smoothing", self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +142,9 @@ class SweepConfig:
     seeds: Annotated[tuple[int, ...], arg(name="seed")] = (0,)
     """one or more seeds, of the weights and of the order of the data"""
     decays: Annotated[tuple[DecayGroup, ...], arg(name="decay")] = ("all",)
-    """which parameters are decayed"""
+    """which parameters are decayed: all; matrices (no norms, no biases); embeddings (of the input) or
+    no-embeddings (the rest); head (the output matrix); body (neither embeddings nor head). While
+    embeddings are tied, head is embeddings, and body is no-embeddings"""
     loss_weight_exponents: Annotated[tuple[float, ...], arg(name="loss-weight-exponent")] = (0.0,)
     """weight each token's loss by its count to the minus this power"""
     training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
@@ -187,3 +199,8 @@ def _at_least(name: str, value: int, least: int) -> None:
 def _finite(name: str, value: float) -> None:
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; expected at least 0 and less than 1")

@@ -24,7 +24,7 @@ _MULTIPLE = {"cuda": 64}
 class TokenLosses(NamedTuple):
     """What the head gives for N targets.
 
-    objective: scalar, sum of weight * loss; the one entry that gradients flow through.
+    objective: scalar, sum of weight * (smoothed) loss; the one entry that gradients flow through.
     loss: (N,) cross-entropy in nats, float32 or wider; 0 where the target is IGNORE_INDEX.
     correct: (N,) whether the target is the (first) largest logit.
     """
@@ -35,7 +35,11 @@ class TokenLosses(NamedTuple):
 
 
 def linear_cross_entropy(
-    features: Tensor, weight: Tensor, targets: Tensor, token_weight: Tensor
+    features: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weight: Tensor,
+    label_smoothing: float = 0.0,
 ) -> TokenLosses:
     """Cross-entropy of ``features @ weight.T`` against ``targets``.
 
@@ -46,8 +50,12 @@ def linear_cross_entropy(
         weight: (V, D), the classifier; its gradient has its own type.
         targets: (N,) class indices, IGNORE_INDEX where there is none.
         token_weight: (N,) factor of each token's loss in the objective (1/N gives the mean).
+        label_smoothing: the e of the objective's targets (1 - e) y + e/V; the losses that are
+            returned are those of y.
     """
-    objective, loss, correct = _LinearCrossEntropy.apply(features, weight, targets, token_weight)
+    objective, loss, correct = _LinearCrossEntropy.apply(
+        features, weight, targets, token_weight, label_smoothing
+    )
     return TokenLosses(objective, loss, correct)
 
 
@@ -56,11 +64,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, token_weight: Tensor
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        token_weight: Tensor,
+        smoothing: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         wide = torch.promote_types(features.dtype, torch.float32)
         losses = features.new_empty(len(features), dtype=wide)
+        smoothed = torch.empty_like(losses) if smoothing else losses
         correct = torch.empty(len(features), dtype=torch.bool, device=features.device)
         factor = weight.to(features.dtype)
         padding = -len(weight) % _MULTIPLE.get(features.device.type, 1)
@@ -80,12 +94,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             largest, argmax = logits.max(dim=-1, keepdim=True)
             logits -= largest
             target_logit = logits.gather(1, target)
+            mean_logit = logits[:, : len(weight)].mean(dim=-1, keepdim=True) if smoothing else None
             total = logits.exp_().sum(dim=-1, keepdim=True)
             losses[part] = (total.log() - target_logit)[:, 0]
+            if mean_logit is not None:
+                smoothed[part] = (total.log() - target_logit.lerp(mean_logit, smoothing))[:, 0]
             correct[part] = (argmax == target)[:, 0]
             if d_features is not None and d_weight is not None:
                 gradient = logits.mul_(scale[part] / total)
-                gradient.scatter_add_(1, target, -scale[part])
+                gradient.scatter_add_(1, target, (smoothing - 1) * scale[part])
+                if smoothing:
+                    gradient[:, : len(weight)] -= smoothing / len(weight) * scale[part]
                 gradient = gradient.to(features.dtype)
                 d_features[part] = gradient @ factor
                 d_weight += gradient.T @ features[part]
@@ -94,10 +113,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if d_features is not None and d_weight is not None:
             ctx.save_for_backward(d_features, d_weight[: len(weight)].to(weight.dtype))
         ctx.mark_non_differentiable(losses, correct)
-        return (losses * scale[:, 0]).sum(), losses, correct
+        return (smoothed * scale[:, 0]).sum(), losses, correct
 
     @staticmethod
-    def backward(ctx: Any, d_objective: Tensor, *_: Any) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, d_objective: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         d_features, d_weight = ctx.saved_tensors
         scale = d_objective.to(d_weight.dtype)
-        return d_features * scale.to(d_features.dtype), d_weight * scale, None, None
+        return d_features * scale.to(d_features.dtype), d_weight * scale, None, None, None

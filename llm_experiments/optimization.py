@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from llm_experiments.configs import RunConfig
+from llm_experiments.configs import DecayGroup, RunConfig
+from llm_experiments.models.presets import classifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,18 +26,31 @@ def loss_weights(class_counts: Tensor, exponent: float) -> Tensor:
     return weights * (counts.sum() / (weights * counts).sum())
 
 
-def build_optimizer(model: PreTrainedModel, config: RunConfig) -> torch.optim.Optimizer:
-    """AdamW (or Adam with L2) with two groups: decayed and not; every parameter is in one."""
+def decay_group(model: PreTrainedModel, group: DecayGroup) -> list[nn.Parameter]:
+    """The parameters that a decay group names, in the model's order.
+
+    all: every one; matrices: no norms, no biases; embeddings: the input matrix; no-embeddings: all
+    but it; head: the output matrix; body: neither input nor output matrix. A tied model has one
+    matrix for input and output, so there head is embeddings, and body is no-embeddings.
+    """
     embedding = model.get_input_embeddings().weight
-    decays: dict[str, Callable[[nn.Parameter], bool]] = {
+    head = classifier(model)
+    belongs: dict[DecayGroup, Callable[[nn.Parameter], bool]] = {
         "all": lambda parameter: True,
         "matrices": lambda parameter: parameter.ndim > 1,
         "embeddings": lambda parameter: parameter is embedding,
         "no-embeddings": lambda parameter: parameter is not embedding,
+        "head": lambda parameter: parameter is head,
+        "body": lambda parameter: parameter is not embedding and parameter is not head,
     }
-    decayed = [p for p in model.parameters() if decays[config.decay](p)]
-    free = [p for p in model.parameters() if not decays[config.decay](p)]
-    assert len(decayed) + len(free) == len(list(model.parameters()))
+    return [parameter for parameter in model.parameters() if belongs[group](parameter)]
+
+
+def build_optimizer(model: PreTrainedModel, config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW (or Adam with L2) with two groups: decayed and not; every parameter is in one."""
+    decayed = decay_group(model, config.decay)
+    chosen = {id(parameter) for parameter in decayed}
+    free = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": free, "weight_decay": 0.0},

@@ -56,7 +56,9 @@ def plan(grids: Sequence[SweepConfig]) -> list[ModelPlan]:
 
 def _plan(grid: SweepConfig, name: str) -> ModelPlan:
     training, context = grid.training, grid.data.context
-    model = build_model(name, vocab_size=grid.data.vocab_size, device="meta")
+    model = build_model(
+        name, vocab_size=grid.data.vocab_size, tied=training.tie_embeddings, device="meta"
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = training.steps * training.batch_size * training.accumulation * context
     # 6 a parameter and token for the matrices (tied embeddings work once, as the classifier), and

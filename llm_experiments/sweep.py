@@ -219,7 +219,12 @@ def _locked_attempt(task: Task, run: Run, device: torch.device, connection: Conn
 
 def circumstances(task: Task, corpus: PreparedCorpus, device: torch.device) -> dict[str, Any]:
     """What the manifest tells of how a run was done, beside its config."""
-    model = build_model(task.config.model, vocab_size=corpus.vocab_size, device="meta")
+    model = build_model(
+        task.config.model,
+        vocab_size=corpus.vocab_size,
+        tied=task.config.tie_embeddings,
+        device="meta",
+    )
     packages = ("torch", "transformers", "tokenizers", "numpy", "xarray", "h5netcdf")
     return {
         "versions": {

@@ -21,6 +21,7 @@ from frequency_bins import ClassMetrics, Run
 from llm_experiments.checkpoints import load_latest, remove_all, save
 from llm_experiments.clock import Clock
 from llm_experiments.configs import RunConfig
+from llm_experiments.dropout import add_dropout, seed_dropout
 from llm_experiments.loss_head import IGNORE_INDEX, TokenLosses, linear_cross_entropy
 from llm_experiments.models.presets import build_model, classifier, features
 from llm_experiments.optimization import build_optimizer, learning_rate, loss_weights
@@ -70,7 +71,14 @@ def train(
     held_out = torch.from_numpy(corpus.held_out.astype(np.int32)).to(device)
     class_weights = loss_weights(corpus.class_counts, config.loss_weight_exponent).to(device)
     half = HALF[config.precision]
-    model = build_model(config.model, vocab_size=corpus.vocab_size, seed=config.seed, device=device)
+    model = build_model(
+        config.model,
+        vocab_size=corpus.vocab_size,
+        seed=config.seed,
+        tied=config.tie_embeddings,
+        device=device,
+    )
+    add_dropout(model, config.dropout)
     if config.compile:
         model.base_model.compile()
     optimizer = build_optimizer(model, config)
@@ -85,12 +93,17 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         for part in range(config.accumulation):
-            rows = batch_rows(config, len(tokens), step * config.accumulation + part)
+            batch = step * config.accumulation + part
+            rows = batch_rows(config, len(tokens), batch)
+            if config.dropout:
+                seed_dropout(config.seed, batch)
             if device.type == "cuda":  # a copy from pageable memory would wait for the device
                 rows = rows.pin_memory().to(device, non_blocking=True)
             # Weights carry the loss scale, so that it is there where the head forms gradients.
             weights = scaler.scale(class_weights / config.accumulation)
-            losses, targets = token_losses(model, tokens[rows], weights, half)
+            losses, targets = token_losses(
+                model, tokens[rows], weights, half, config.label_smoothing
+            )
             losses.objective.backward()
             metrics.update(losses.loss, targets, losses.correct, ignore_index=IGNORE_INDEX)
         scaler.step(optimizer)
@@ -149,11 +162,12 @@ def token_losses(
     sequences: Tensor,
     class_weights: Tensor,
     half: torch.dtype | None = None,
+    label_smoothing: float = 0.0,
 ) -> tuple[TokenLosses, Tensor]:
     """Losses of the B * (T - 1) next tokens of sequences (B, T), and those targets.
 
-    The objective is the mean over the targets of class weight times cross-entropy. With ``half``
-    the matrix products are done in that type; losses are float32 in any case.
+    The objective is the mean over the targets of class weight times (smoothed) cross-entropy. With
+    ``half`` the matrix products are done in that type; losses are float32 in any case.
     """
     sequences = sequences.long()
     targets = sequences[:, 1:].flatten()
@@ -164,7 +178,10 @@ def token_losses(
     token_weight = class_weights[targets.clamp(min=0)] / valid.sum()
     if half is not None:
         outputs = outputs.to(half)
-    return linear_cross_entropy(outputs, classifier(model), targets, token_weight), targets
+    losses = linear_cross_entropy(
+        outputs, classifier(model), targets, token_weight, label_smoothing
+    )
+    return losses, targets
 
 
 @torch.no_grad()

@@ -41,6 +41,9 @@ PAPER_SETTING: dict[str, Any] = {
     "decay": "all",
     "decay_mode": "decoupled",
     "loss_weight_exponent": 0,
+    "tie_embeddings": True,
+    "dropout": 0,
+    "label_smoothing": 0,
 }
 SEQUENCES_A_STEP = 64
 

@@ -70,7 +70,6 @@ class OpenELMConfig(PreTrainedConfig):
             "activation_fn_name": (activation_fn_name, "swish"),
             "normalization_layer_name": (normalization_layer_name, "rms_norm"),
             "normalize_qk_projections": (normalize_qk_projections, True),
-            "share_input_output_layers": (share_input_output_layers, True),
         }
         for name, (value, expected) in supported.items():
             if value != expected:
@@ -108,7 +107,7 @@ class OpenELMConfig(PreTrainedConfig):
         super().__init__(
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
-            tie_word_embeddings=kwargs.pop("tie_word_embeddings", True),
+            tie_word_embeddings=kwargs.pop("tie_word_embeddings", share_input_output_layers),
             **kwargs,
         )
 
@@ -308,11 +307,13 @@ def causal_mask(queries: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):
-    """OpenELM with its logits, the embedding matrix being the classifier too."""
+    """OpenELM with its logits: the classifier is the embedding matrix, or one of its own."""
 
     def __init__(self, config: OpenELMConfig) -> None:
         super().__init__(config)
         self.transformer = OpenELMModel(config)
+        if not config.share_input_output_layers:
+            self.lm_head = nn.Linear(config.model_dim, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -321,8 +322,9 @@ class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.transformer.token_embeddings = value
 
-    def get_output_embeddings(self) -> nn.Embedding:
-        return self.transformer.token_embeddings
+    def get_output_embeddings(self) -> nn.Embedding | nn.Linear:
+        tied = self.config.share_input_output_layers
+        return self.transformer.token_embeddings if tied else self.lm_head
 
     def forward(
         self,
@@ -346,7 +348,7 @@ class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):
             and labels is None,
         )
         features = output.last_hidden_state[:, -logits_to_keep:]
-        logits = F.linear(features, self.transformer.token_embeddings.weight)
+        logits = F.linear(features, self.get_output_embeddings().weight)
         loss = None
         if labels is not None:
             loss = self.loss_function(

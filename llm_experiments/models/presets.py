@@ -41,10 +41,13 @@ def build_model(
     *,
     vocab_size: int,
     seed: int = 0,
+    tied: bool = True,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """A freshly initialised model; the weights are a function of (name, vocab_size, seed).
+    """A freshly initialised model; the weights are a function of (name, vocab_size, seed, tied).
+
+    The published models are tied: their embedding matrix is the classifier too.
 
     On ``device="meta"`` nothing is allocated, which is enough to count parameters.
 
@@ -62,18 +65,21 @@ def build_model(
         torch.device("meta" if str(device) == "meta" else "cpu"),
     ):
         torch.manual_seed(seed)
-        model = build(name, vocab_size)
+        model = build(name, vocab_size, tied)
     return model if str(device) == "meta" else model.to(device=device, dtype=dtype)
 
 
-def _build_openelm(name: str, vocab_size: int) -> PreTrainedModel:
+def _build_openelm(name: str, vocab_size: int, tied: bool) -> PreTrainedModel:
     from llm_experiments.models.openelm import OpenELMConfig, OpenELMForCausalLM
 
     special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    return OpenELMForCausalLM(OpenELMConfig(vocab_size=vocab_size, **_OPENELM[name], **special))
+    config = OpenELMConfig(
+        vocab_size=vocab_size, share_input_output_layers=tied, **_OPENELM[name], **special
+    )
+    return OpenELMForCausalLM(config)
 
 
-def _build_qwen2(name: str, vocab_size: int) -> PreTrainedModel:
+def _build_qwen2(name: str, vocab_size: int, tied: bool) -> PreTrainedModel:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     width, layers, heads, kv_heads, ffn, initial_std = _QWEN2[name]
@@ -89,7 +95,7 @@ def _build_qwen2(name: str, vocab_size: int) -> PreTrainedModel:
         max_position_embeddings=2048,
         initializer_range=initial_std,
         rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         use_sliding_window=False,
         attention_dropout=0.0,

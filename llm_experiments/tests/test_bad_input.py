@@ -29,6 +29,8 @@ SMALL = ["sweep", "--corpus", "text", "--vocab-size", "300", "--context", "16"]
         (["sweep", "--vocab-size", "100"], ["vocab_size", "100", "261"]),
         (["sweep", "--context", "1"], ["context", "1", "2"]),
         (["sweep", "--decay", "some"], ["some"]),
+        (["sweep", "--dropout", "1"], ["dropout", "1", "less than 1"]),
+        (["sweep", "--label-smoothing", "-0.1"], ["label_smoothing", "-0.1", "at least 0"]),
         (["sweep", "--device", "tpu"], ["tpu", "cuda"]),
         (["sweep", "--study", "../x"], ["../x"]),
         (["sweep", "--no-such-option"], ["--no-such-option"]),

@@ -20,22 +20,25 @@ def case(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return features.to(dtype), weight.to(dtype), targets, token_weight
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("chunk_elements", [1, 11 * 5, 2**18])
 def test_equals_torch_in_float64(
-    monkeypatch: pytest.MonkeyPatch, chunk_elements: int, multiple: int
+    monkeypatch: pytest.MonkeyPatch, chunk_elements: int, multiple: int, smoothing: float
 ) -> None:
+    """With label smoothing the objective is torch's, and the losses stay plain cross-entropies."""
     monkeypatch.setitem(loss_head._CHUNK_ELEMENTS, "cpu", chunk_elements)
     monkeypatch.setitem(loss_head._MULTIPLE, "cpu", multiple)
     features, weight, targets, token_weight = case(torch.float64)
     ours = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
     theirs = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
 
-    losses = linear_cross_entropy(*ours, targets, token_weight)
+    losses = linear_cross_entropy(*ours, targets, token_weight, smoothing)
     (2.5 * losses.objective).backward()
     logits = theirs[0] @ theirs[1].T
     expected = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
-    objective = (expected * token_weight).sum()
+    smoothed = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    objective = (smoothed * token_weight).sum()
     (2.5 * objective).backward()
 
     torch.testing.assert_close(losses.loss, expected, rtol=1e-12, atol=1e-12)

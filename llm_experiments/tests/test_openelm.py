@@ -159,7 +159,6 @@ def test_saved_and_loaded_is_the_same(tiny: OpenELMForCausalLM, tmp_path: Path) 
     [
         ("ffn_with_glu", False),
         ("activation_fn_name", "gelu"),
-        ("share_input_output_layers", False),
         ("num_query_heads", [1] * 16),
         ("ffn_multipliers", [0.5, 1.0, 4.0]),
     ],

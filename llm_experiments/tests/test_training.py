@@ -54,22 +54,50 @@ def test_loss_weights_are_powers_of_the_counts_that_keep_the_sum(exponent: float
     assert torch.isfinite(weights).all()
 
 
+TABLES = ("token_embeddings.weight", "embed_tokens.weight", "lm_head.weight")
+
+
 @pytest.mark.parametrize(
     ("decay", "decayed"),
     [
         ("all", lambda name, parameter: True),
         ("matrices", lambda name, parameter: parameter.ndim == 2),
-        ("embeddings", lambda name, parameter: "embed" in name),
-        ("no-embeddings", lambda name, parameter: "embed" not in name),
+        ("embeddings", lambda name, parameter: name.endswith(TABLES[:2])),
+        ("no-embeddings", lambda name, parameter: not name.endswith(TABLES[:2])),
+        ("head", lambda name, parameter: name.endswith(TABLES[2])),
+        ("body", lambda name, parameter: not name.endswith(TABLES)),
     ],
 )
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_name", ["openelm-tiny", "qwen2-tiny"])
-def test_decay_groups(model_name: str, decay: str, decayed) -> None:
-    model = build_model(model_name, vocab_size=300)
+def test_every_parameter_is_decayed_or_not_as_its_group_says(
+    model_name: str, tied: bool, decay: str, decayed
+) -> None:
+    if tied and decay == "head":  # no matrix of that name: the head is the embedding matrix
+        decayed = lambda name, parameter: name.endswith(TABLES)  # noqa: E731
+    model = build_model(model_name, vocab_size=300, tied=tied)
     optimizer = build_optimizer(model, RunConfig(weight_decay=0.7, decay=decay))
-    found = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    grouped = [(id(p), g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]]
+    assert sorted(key for key, _ in grouped) == sorted(map(id, model.parameters()))
+    found = dict(grouped)
     for name, parameter in model.named_parameters():
         assert found[id(parameter)] == (0.7 if decayed(name, parameter) else 0.0), name
+
+
+@pytest.mark.parametrize("model_name", ["openelm-tiny", "qwen2-tiny"])
+def test_untied_models_have_a_head_of_their_own(model_name: str, tmp_path: Path) -> None:
+    model = build_model(model_name, vocab_size=300, tied=False)
+    tied = build_model(model_name, vocab_size=300)
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (model, tied)]
+    assert sizes[0] - sizes[1] == 300 * 128
+    ids = torch.arange(12)[None]
+    before = model(input_ids=ids).logits
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    torch.testing.assert_close(model(input_ids=ids).logits, 2 * before)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("model_name", ["openelm-tiny", "qwen2-tiny"])
@@ -206,8 +234,10 @@ def test_what_is_evaluated_when(tmp_path: Path, data: DataConfig) -> None:
 def test_a_resumed_run_goes_on_where_it_was(
     tmp_path: Path, data: DataConfig, corpus: PreparedCorpus
 ) -> None:
-    """In fp16 too, where the loss scale is part of the state."""
-    config = replace(CONFIG, precision="fp16", evaluate_every=3)
+    """In fp16 too, where the loss scale is part of the state, and with masks drawn at random."""
+    config = replace(
+        CONFIG, precision="fp16", evaluate_every=3, dropout=0.2, label_smoothing=0.1, accumulation=2
+    )
 
     class Unplugged(Exception):
         pass
