@@ -312,13 +312,13 @@ def checks_of_training(settings: Settings, record: Record) -> None:
 
 def trained(config: Any, corpus: Any, device: torch.device) -> tuple[Any, np.ndarray]:
     """A whole run: its model, and the final loss of each class that occurs."""
-    from frequency_bins import Run
+    from frequency_bins import Run, attempt
     from llm_experiments.training import train
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder), asdict(config))
-        with run.locked():
-            model = train(config, corpus, run, device=device)
+        with attempt(run) as mine:
+            model = train(config, corpus, mine, device=device)
         losses = run.classes()["final_loss"].values
     return model, losses[corpus.class_counts.numpy() > 0]
 
@@ -398,7 +398,7 @@ def run_steps(
     config: Any, corpus: Any, device: torch.device, steps: int, watch: Callable[[int], object]
 ) -> None:
     """``steps`` steps of `train`, which calls ``watch`` after each of them."""
-    from frequency_bins import Run
+    from frequency_bins import Run, attempt
     from llm_experiments.training import train
 
     def report(progress: Any) -> None:
@@ -411,7 +411,8 @@ def run_steps(
         mock.patch("llm_experiments.training.build_model", drawn_on_device),
     ):
         try:
-            train(config, corpus, Run.create(Path(folder), {}), device=device, report=report)
+            with attempt(Run.create(Path(folder), {})) as mine:
+                train(config, corpus, mine, device=device, report=report)
         except Enough:
             return
     raise AssertionError(f"training ended before step {steps}")
@@ -646,7 +647,7 @@ def ufm_vocabulary(settings: Settings, record: Record) -> None:
 def vision(settings: Settings, record: Record) -> None:
     """ResNet9's full recipe, and images a second beside a plain DataLoader loop."""
     from benchmarks.vision_training import images_per_second, ours, plain, random_images
-    from frequency_bins import Run
+    from frequency_bins import Run, attempt
     from vision_appendix.configs import DataConfig, RunConfig
     from vision_appendix.imbalanced_cifar10 import load_images
     from vision_appendix.training import train
@@ -673,8 +674,8 @@ def vision(settings: Settings, record: Record) -> None:
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             run = Run.create(Path(folder), asdict(config))
-            with run.locked():
-                train(config, data, run)
+            with attempt(run) as mine:
+                train(config, data, mine)
             seconds, last = time.perf_counter() - begin, run.scalars()[-1]
         record.figure(f"{precision}: seconds of a full run, evaluations included", seconds)
         record.figure(f"{precision}: test accuracy", last["test_accuracy"])

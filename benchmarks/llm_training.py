@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from frequency_bins import Run
+from frequency_bins import Run, attempt
 from llm_experiments.configs import RunConfig
 from llm_experiments.models.presets import build_model
 from llm_experiments.preparation import PreparedCorpus, prepare
@@ -47,8 +47,8 @@ def ours(config: RunConfig, corpus: PreparedCorpus) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder), {"benchmark": 1})
-        with run.locked():
-            train(config, corpus, run, device=torch.device("cpu"), report=report)
+        with attempt(run) as mine:
+            train(config, corpus, mine, device=torch.device("cpu"), report=report)
     return time.perf_counter() - started
 
 

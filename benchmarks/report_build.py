@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frequency_bins import Run, class_record
+from frequency_bins import Run, class_record, publish, write_atomically
 
 VOCAB_SIZE, STEPS = 32_005, 100
 WEIGHT_DECAYS = (0.0, 0.1, 0.3, 0.5, 1.0)
@@ -50,8 +51,7 @@ def publish_first(run: Run, weight_decay: float) -> None:
         final_loss=final,
         final_accuracy=np.exp(-final),
     )
-    with run.locked():
-        run.publish(record)
+    publish(run, record)
 
 
 def make_study(folder: Path, number: int) -> None:
@@ -75,7 +75,8 @@ def make_study(folder: Path, number: int) -> None:
         source = first[weight_decay].folder / "classes.nc"
         shutil.copyfile(source, run.folder / "classes.nc")
         digest = hashlib.sha256(source.read_bytes()).hexdigest()
-        run.update(status="finished", classes_sha256=digest)
+        manifest = run.stored_manifest | {"status": "finished", "classes_sha256": digest}
+        write_atomically(run.folder / "manifest.json", json.dumps(manifest).encode())
 
 
 def measure(study: Path) -> tuple[float, float, float]:

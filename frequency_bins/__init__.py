@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from frequency_bins.attempts import Attempt, Diverged, Stopped, attempt, publish
 from frequency_bins.bins import FrequencyBins
 from frequency_bins.class_metrics import ClassMetrics
 from frequency_bins.counts import class_counts, coverage, percentile, zipf_exponent
 from frequency_bins.devices import resolve_device
 from frequency_bins.learning_speed import carry_forward, learning_speed
+from frequency_bins.leases import LeaseLost, RunInUse
 from frequency_bins.runs import (
     FORMAT_VERSION,
     Run,
-    RunInUse,
     Study,
     class_record,
     read_study,
@@ -40,10 +41,16 @@ __all__ = [
     "carry_forward",
     "learning_speed",
     "FORMAT_VERSION",
+    "Attempt",
+    "Diverged",
+    "LeaseLost",
     "Run",
     "RunInUse",
+    "Stopped",
     "Study",
+    "attempt",
     "class_record",
+    "publish",
     "read_study",
     "resolve_device",
     "run_id",

@@ -2,19 +2,19 @@
 
     <study>/<run-id>/manifest.json   config, status and circumstances of the run
     <study>/<run-id>/scalars.jsonl   one JSON object a line and evaluation step
-    <study>/<run-id>/classes.nc      the per-class record, there once the run is finished
+    <study>/<run-id>/classes.nc      the per-class record
+    <study>/<run-id>/attempts/       who tried, and how it went (see attempts.py, which writes)
 
-A run's id is the hash of its config. Every file but scalars.jsonl is written beside and renamed
-into place, so a reader sees a whole file or none; a torn last line of scalars.jsonl is dropped.
-The manifest of a finished run holds the SHA-256 of its classes.nc, which a reader checks before
-it parses the file.
+A run's id is the hash of its config. Its manifest is written when it is created and when it is
+finished, when scalars and record join it; until then the newest attempt tells how the run stands.
+Every file but scalars.jsonl is written beside and renamed into place, so a reader sees a whole
+file or none; a torn last line of scalars.jsonl is dropped. The manifest of a finished run holds
+the SHA-256 of its classes.nc, which a reader checks before it parses the file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -24,9 +24,8 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from frequency_bins.leases import attempt_folders, read_lease, rename_exclusively
+
 FORMAT_VERSION = 1
-STATUSES = ("new", "running", "finished", "failed", "diverged")
+STATUSES = ("new", "running", "waiting", "finished", "failed", "diverged")
 
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
 _WINDOW = ("step", "class")
@@ -51,10 +52,6 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "final_loss": (("class",), "float64", "final_count"),
     "final_accuracy": (("class",), "float64", "final_count"),
 }
-
-
-class RunInUse(OSError):
-    """Another process holds the lock of this run."""
 
 
 def run_id(config: Mapping[str, Any]) -> str:
@@ -72,7 +69,7 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 
 class Run:
-    """One run's folder. Reading needs no lock; whoever writes holds `locked()`."""
+    """One run's folder, to read; whoever writes holds an `attempt`."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -84,12 +81,12 @@ class Run:
         """The run of this config in a study; its folder and manifest appear at once.
 
         `fields` join the manifest (versions, device, ...). If the run is already there it is
-        returned as it is. Raises ValueError for a config that JSON cannot hold, OSError where the
-        folder cannot be written.
+        returned as it is, with a new manifest in place of one that is missing or torn. Raises
+        ValueError for a config that JSON cannot hold, OSError where the folder cannot be written.
         """
         study = Path(study_folder)
         run = cls(study / run_id(config))
-        if run._manifest_path.is_file():
+        if run._is_there():
             return run
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -98,24 +95,19 @@ class Run:
             "config": config,
             "status": "new",
         }
-        content = _json_document(manifest | fields)
+        content = json_document(manifest | fields)
         study.mkdir(parents=True, exist_ok=True)
         newborn = study / f".{run.id}.{secrets.token_hex(4)}.partial"
         try:
             newborn.mkdir()
             write_atomically(newborn / "manifest.json", content)
-            os.rename(newborn, run.folder)
-            _sync_folder(study)
-        except OSError as error:
-            shutil.rmtree(newborn, ignore_errors=True)
-            # Another process may have created the same run meanwhile.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            if not run._manifest_path.is_file():
+            # Another process may have created the same run meanwhile, or its manifest was lost.
+            is_new = rename_exclusively(newborn, run.folder)
+            if not is_new and not run._is_there():
                 write_atomically(run._manifest_path, content)
-        except BaseException:
+            sync_folder(study)
+        finally:
             shutil.rmtree(newborn, ignore_errors=True)
-            raise
         return run
 
     @property
@@ -125,9 +117,31 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What manifest.json holds. ValueError, naming the file, if it is missing or not ours."""
+        """What manifest.json holds, and until the run is finished what its newest attempt adds.
+
+        ValueError, naming the file, if it is missing or not ours.
+        """
+        manifest = self.stored_manifest
+        attempts = attempt_folders(self.folder / "attempts")
+        if manifest["status"] == "finished" or not attempts:
+            return manifest
+        fields: dict[str, Any] = {}
+        with contextlib.suppress(ValueError, OSError):
+            fields = read_json(attempts[-1] / "manifest.json")
+        lease = read_lease(attempts[-1])
+        status, error = lease.get("status"), lease.get("error")
+        state = {
+            # What is published has its status in manifest.json: this one is on its way there.
+            "status": status if status in STATUSES and status != "finished" else "running",
+            "error": error if isinstance(error, str) and error else None,
+        }
+        return fields | manifest | state
+
+    @property
+    def stored_manifest(self) -> dict[str, Any]:
+        """What manifest.json holds, whatever the attempts say. Raises as `manifest`."""
         path = self._manifest_path
-        manifest = _read_json(path)
+        manifest = read_json(path)
         version = manifest.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(f"{path}: format_version is {version!r}; expected {FORMAT_VERSION}")
@@ -142,6 +156,14 @@ class Run:
             raise ValueError(f"{path}: belongs to the run {owner}, not to {self.id}")
         return manifest
 
+    def _is_there(self) -> bool:
+        """Whether there is a manifest: one that is not even JSON was half written, and is not."""
+        try:
+            read_json(self._manifest_path)
+        except ValueError:
+            return False
+        return True
+
     @property
     def config(self) -> dict[str, Any]:
         """The manifest's config."""
@@ -151,7 +173,10 @@ class Run:
 
     @property
     def status(self) -> str:
-        """ "new", "running", "finished", "failed" or "diverged"."""
+        """ "new", "running", "waiting", "finished", "failed" or "diverged".
+
+        A running one may have died: `status` tells.
+        """
         return str(self.manifest["status"])
 
     def is_done(self) -> bool:
@@ -168,87 +193,11 @@ class Run:
             return False
         return True
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for writing. Raises RunInUse at once if another process holds it.
-
-        The kernel frees the lock when the process dies, however it dies.
-        """
-        with open(self.folder / "lock", "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunInUse(f"{self.folder} is in use by another process") from None
-            for leftover in self.folder.glob(".*.partial"):
-                leftover.unlink(missing_ok=True)
-            try:
-                yield
-            finally:
-                # Closing is not enough: a forked child may still hold the descriptor.
-                fcntl.flock(file, fcntl.LOCK_UN)
-
-    def update(self, **fields: Any) -> None:
-        """Replace fields of the manifest. ValueError if that would change which run it is."""
-        fixed = {"format_version", "run_id", "config"} & set(fields)
-        if fixed:
-            raise ValueError(f"{sorted(fixed)} of a run cannot change")
-        if fields.get("status", "new") not in STATUSES:
-            raise ValueError(f"status is {fields['status']!r}; expected one of {STATUSES}")
-        write_atomically(self._manifest_path, _json_document(self.manifest | fields))
-
-    def append_scalars(self, scalars: Mapping[str, Any]) -> None:
-        """Append one line, which needs a `step`. Non-finite numbers are written as null."""
-        if not isinstance(scalars.get("step"), int):
-            raise ValueError(f"step is {scalars.get('step')!r}; expected an integer")
-        line = json.dumps(_finite(scalars), allow_nan=False).encode("ascii") + b"\n"
-        with open(self._scalars_path, "ab+", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            if end:
-                file.seek(end - 1)
-                if file.read(1) != b"\n":  # a write cut short by a crash
-                    file.seek(0)
-                    end = file.read().rfind(b"\n") + 1
-                    file.truncate(end)
-            try:
-                rest = memoryview(line)
-                while rest:
-                    rest = rest[file.write(rest) :]
-            except OSError as error:
-                file.truncate(end)
-                raise _naming(error, self._scalars_path) from None
-
     def scalars(self) -> list[dict[str, Any]]:
         """Every line so far, without a torn last one. ValueError for a line that is not ours."""
-        try:
-            lines = self._scalars_path.read_bytes().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return []
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            row = _parse_json(line, f"{self._scalars_path}, line {number}")
-            if not isinstance(row.get("step"), int):
-                raise ValueError(f"{self._scalars_path}, line {number}: no integer step")
-            rows.append(row)
-        return rows
-
-    def truncate_scalars(self, last_step: int) -> None:
-        """Drop the lines after `last_step`, as a resumed run must that will write them again."""
-        if self._scalars_path.exists():
-            rows = [row for row in self.scalars() if row["step"] <= last_step]
-            lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
-            write_atomically(self._scalars_path, "".join(lines).encode("ascii"))
-
-    def publish(self, dataset: xr.Dataset, **fields: Any) -> None:
-        """Write classes.nc, then set the status to "finished" and `fields` in the manifest.
-
-        Equal arrays give equal bytes. Raises ValueError for a dataset that class_record would not
-        make; a write that fails leaves neither file changed.
-        """
-        content = _to_bytes(validated(dataset))
-        write_atomically(self._classes_path, content)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        outcome = {"status": "finished", "finished": now, "classes_sha256": _sha256(content)}
-        self.update(**(outcome | fields))
+        folders = [self.folder, *reversed(attempt_folders(self.folder / "attempts"))]
+        paths = [folder / "scalars.jsonl" for folder in folders]
+        return read_scalars(next((path for path in paths if path.exists()), paths[0]))
 
     def classes(self) -> xr.Dataset:
         """The published record, in memory.
@@ -266,7 +215,7 @@ class Run:
             content = path.read_bytes()
         except FileNotFoundError:
             raise ValueError(f"{path}: missing, though the run is finished") from None
-        if _sha256(content) != manifest.get("classes_sha256"):
+        if sha256(content) != manifest.get("classes_sha256"):
             raise ValueError(
                 f"{path}: cut short or changed since it was published ({len(content)} bytes, "
                 "SHA-256 differs from the manifest's)"
@@ -276,10 +225,6 @@ class Run:
     @property
     def _manifest_path(self) -> Path:
         return self.folder / "manifest.json"
-
-    @property
-    def _scalars_path(self) -> Path:
-        return self.folder / "scalars.jsonl"
 
     @property
     def _classes_path(self) -> Path:
@@ -456,9 +401,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _naming(error, path) from None
+            raise naming(error, path) from None
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _specification(name: str) -> tuple[tuple[str, ...], str, str | None]:
@@ -484,9 +429,12 @@ def _strings(labels: Sequence[str]) -> xr.Variable:
     return xr.Variable("class", np.array([*labels, None], dtype=object)[:-1], fastpath=True)
 
 
-def _to_bytes(dataset: xr.Dataset) -> bytes:
-    """netCDF4. A label is stored as Python's `unicode_escape`, which is ASCII for every string."""
-    stored = dataset.copy()
+def record_bytes(dataset: xr.Dataset) -> bytes:
+    """A class record as netCDF4; equal arrays give equal bytes. Raises as `validated`.
+
+    A label is stored as Python's `unicode_escape`, which is ASCII for every string.
+    """
+    stored = validated(dataset).copy()
     escaped = [label.encode("unicode_escape").decode("ascii") for label in stored["label"].values]
     stored["label"] = _strings(escaped)
     stored["label"].attrs["encoding"] = "unicode_escape"
@@ -561,20 +509,16 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _json_document(manifest: Mapping[str, Any]) -> bytes:
+def json_document(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as it is stored. ValueError for what JSON cannot hold."""
     try:
         return (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode("ascii")
     except TypeError as error:
         raise ValueError(f"manifest cannot be written as JSON: {error}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. ValueError, naming the file, for anything else."""
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -592,15 +536,33 @@ def _parse_json(content: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _sha256(content: bytes) -> str:
+def read_scalars(path: Path) -> list[dict[str, Any]]:
+    """The lines of a scalars.jsonl, [] where there is none; see `Run.scalars`."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _parse_json(line, f"{path}, line {number}")
+        if not isinstance(row.get("step"), int):
+            raise ValueError(f"{path}, line {number}: no integer step")
+        rows.append(row)
+    return rows
+
+
+def sha256(content: bytes) -> str:
+    """The SHA-256 as hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
-def _naming(error: OSError, path: Path) -> OSError:
+def naming(error: OSError, path: Path) -> OSError:
+    """The same error, with the path that it is about."""
     return type(error)(error.errno, error.strerror, str(path))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -10,7 +10,7 @@ import hashlib
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,20 @@ class Checkpoint:
 
     step: int
     state: dict[str, dict[str, Any]]
+    folder: Path
+    """where it was found"""
 
 
-def save(folder: Path, step: int, parts: Mapping[str, Any]) -> None:
+def save(folder: Path, step: int, parts: Mapping[str, Any], earlier: Sequence[Path] = ()) -> None:
     """Write the state_dict of every part after a step, then remove the checkpoints before it.
+
+    They are removed from ``earlier`` folders too.
 
     Raises:
         OSError: the folder cannot be written, or is full; nothing is left behind.
     """
     beside = folder / f".checkpoint.{secrets.token_hex(4)}.partial"
-    older = [path for _, _, path in _found(folder)]
+    older = [path for place in (folder, *earlier) for _, _, path in _found(place)]
     try:
         with beside.open("wb") as file:
             torch.save({name: part.state_dict() for name, part in parts.items()}, file)
@@ -51,20 +55,15 @@ def save(folder: Path, step: int, parts: Mapping[str, Any]) -> None:
         path.unlink(missing_ok=True)
 
 
-def load_latest(folder: Path) -> Checkpoint | None:
+def load_latest(*folders: Path) -> Checkpoint | None:
     """The latest checkpoint whose bytes are those that were written; None where there is none."""
-    for step, digest, path in sorted(_found(folder), reverse=True):
+    found = [entry for folder in folders for entry in _found(folder)]
+    for step, digest, path in sorted(found, reverse=True):
         if _digest(path) == digest:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            return Checkpoint(step=step, state=state)
+            return Checkpoint(step=step, state=state, folder=path.parent)
         print(f"ignoring {path}: cut short or changed since it was written", file=sys.stderr)
     return None
-
-
-def remove_all(folder: Path) -> None:
-    """Remove every checkpoint of a run that needs none any more."""
-    for _, _, path in _found(folder):
-        path.unlink(missing_ok=True)
 
 
 def _found(folder: Path) -> list[tuple[int, str, Path]]:

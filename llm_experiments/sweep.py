@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from frequency_bins import Run, RunInUse, resolve_device
+from frequency_bins import Attempt, Diverged, Run, RunInUse, attempt, resolve_device
 from frequency_bins.command_line import one_line
 from llm_experiments.configs import RunConfig, SweepConfig
 from llm_experiments.models.presets import build_model
 from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
 from llm_experiments.progress import SweepProgress
-from llm_experiments.training import Diverged, Progress, save_model, train
+from llm_experiments.training import Progress, train
 
 EARLIER = "finished earlier"
 
@@ -156,8 +156,6 @@ class _Child:
             self._process.join()
             self.is_alive = False
             error = f"its process died (exit code {self._process.exitcode})"
-            with contextlib.suppress(ValueError, OSError):
-                Run(self.task.folder).update(status="failed", error=error)
             return Outcome(status="failed", error=error)
 
     def stop(self) -> None:
@@ -183,26 +181,34 @@ def _die_with_parent() -> None:
 
 
 def _attempt(task: Task, device: torch.device, connection: Connection) -> Outcome:
-    run = Run(task.folder)
     try:
-        with run.locked():
-            return _locked_attempt(task, run, device, connection)
+        with attempt(Run(task.folder)) as mine:
+            return _locked_attempt(task, mine, device, connection)
     except RunInUse:
         return Outcome(status="in use", error="another process is doing it")
 
 
-def _locked_attempt(task: Task, run: Run, device: torch.device, connection: Connection) -> Outcome:
-    if run.status == "finished" and run.is_done():  # by another sweep, meanwhile
+def _locked_attempt(
+    task: Task, mine: Attempt, device: torch.device, connection: Connection
+) -> Outcome:
+    if mine.run.is_done():  # by another sweep, meanwhile
         return Outcome(status="finished")
+    if mine.run.status == "finished":
+        mine.withdraw()
     try:
         corpus = load_prepared(task.corpus)
-        run.update(status="running", error=None, **circumstances(task, corpus, device))
-        model = train(task.config, corpus, run, device=device, report=connection.send)
-        if task.save_model:
-            save_model(model, corpus, run.folder / "model")
+        mine.update(**circumstances(task, corpus, device))
+        train(
+            task.config,
+            corpus,
+            mine,
+            device=device,
+            report=connection.send,
+            keep_model=task.save_model,
+        )
         return Outcome(status="finished")
     except Diverged as error:
-        run.update(status="diverged", error=str(error))
+        mine.status, mine.error = "diverged", str(error)
         return Outcome(status="diverged", error=str(error))
     except Exception as error:
         is_users = isinstance(error, OSError | ValueError | torch.OutOfMemoryError)
@@ -212,8 +218,7 @@ def _locked_attempt(task: Task, run: Run, device: torch.device, connection: Conn
         if not is_users:
             traceback.print_exc()
             line = f"{type(error).__name__}: {line}"
-        with contextlib.suppress(OSError):
-            run.update(status="failed", error=line)
+        mine.status, mine.error = "failed", line
         return Outcome(status="failed", error=line, is_users=is_users)
 
 

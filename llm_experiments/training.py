@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from frequency_bins import ClassMetrics, Run
-from llm_experiments.checkpoints import load_latest, remove_all, save
+from frequency_bins import Attempt, ClassMetrics, Diverged, Stopped
+from llm_experiments.checkpoints import load_latest, save
 from llm_experiments.clock import Clock
 from llm_experiments.configs import RunConfig
 from llm_experiments.dropout import add_dropout, seed_dropout
@@ -37,10 +37,6 @@ HALF = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 _SMALLEST_LOSS_SCALE = 2.0**-10
 
 
-class Diverged(Exception):
-    """The loss is no longer finite."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a run stands: its step, and its training tokens a second."""
@@ -52,18 +48,20 @@ class Progress:
 def train(
     config: RunConfig,
     corpus: PreparedCorpus,
-    run: Run,
+    attempt: Attempt,
     *,
     device: torch.device,
     report: Callable[[Progress], None] = lambda progress: None,
+    keep_model: bool = False,
 ) -> PreTrainedModel:
     """Train one run to its end, or on from its last checkpoint, and publish its record.
 
-    Returns the trained model. On a CPU the record is bit-identical however often the run was
-    interrupted.
+    Returns the trained model; ``keep_model`` publishes it too. On a CPU the record is bit-identical
+    however often the run was interrupted.
 
     Raises:
         Diverged: the loss is not finite; nothing is published.
+        Stopped: the attempt should stop, and there is a checkpoint to go on from.
     """
     torch.set_num_threads(config.threads)
     # int32: CUDA cannot index a tensor of uint16.
@@ -85,8 +83,9 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     metrics = ClassMetrics(corpus.vocab_size, device)
     windows = WindowHistory()
-    state = {"model": model, "optimizer": optimizer, "scaler": scaler, "windows": windows}
-    step = resume(run, state)
+    state = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    state |= {"metrics": metrics, "windows": windows}
+    step = resume(attempt, state)
     clock = Clock(tokens.shape[1] * config.batch_size * config.accumulation, step)
 
     while step < config.steps:
@@ -123,7 +122,7 @@ def train(
                 }
                 average = windows.append(step, metrics, **measured)
             check_finite(step, average, scaler)
-            run.append_scalars(
+            attempt.append_scalars(
                 {
                     "step": step,
                     "loss": average,
@@ -133,14 +132,19 @@ def train(
             )
             if step < config.steps and clock.checkpoint_is_due():
                 with clock.checkpointing():
-                    save(run.folder, step, state)
+                    save(attempt.folder, step, state, attempt.folders()[1:])
+        if attempt.should_stop():
+            save(attempt.folder, step, state, attempt.folders()[1:])
+            raise Stopped(f"stopped after step {step}")
 
     training_set = tokens if config.evaluate != "stream" else tokens[:0]
     with clock.paused():
         final = evaluate(model, training_set, class_weights, half, config.batch_size)
         record = windows.record(corpus, final)
-    run.publish(record, tokens_per_second=clock.tokens_per_second(step))
-    remove_all(run.folder)
+    if keep_model:
+        save_model(model, corpus, attempt.folder / "model")
+    files = ("model",) if keep_model else ()
+    attempt.publish(record, files=files, tokens_per_second=clock.tokens_per_second(step))
     return model
 
 
@@ -235,12 +239,14 @@ def _epoch_order(seed: int, epoch: int, num_sequences: int) -> npt.NDArray[np.in
     return np.random.default_rng((seed, epoch)).permutation(num_sequences)
 
 
-def resume(run: Run, parts: Mapping[str, Any]) -> int:
+def resume(attempt: Attempt, parts: Mapping[str, Any]) -> int:
     """Load the latest whole checkpoint, if there is one, and return the step to go on from."""
-    checkpoint = load_latest(run.folder)
-    step = 0 if checkpoint is None else checkpoint.step
-    if checkpoint is not None:
-        for name, part in parts.items():
+    checkpoint = load_latest(*attempt.folders())
+    if checkpoint is None:
+        attempt.resume(0)
+        return 0
+    for name, part in parts.items():
+        if name in checkpoint.state:  # early versions kept no metrics, and none were pending
             part.load_state_dict(checkpoint.state[name])
-    run.truncate_scalars(step)
-    return step
+    attempt.resume(checkpoint.step, checkpoint.folder)
+    return checkpoint.step

@@ -33,7 +33,7 @@ class WindowHistory:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The windows so far: steps (windows,), and every measure (windows, V)."""
-        names = self._rows[0]
+        names = self._rows[0] if self._rows else ()
         stacked = {name: torch.stack([row[name] for row in self._rows]) for name in names}
         return {"steps": torch.tensor(self._steps), **stacked}
 

@@ -17,13 +17,19 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from frequency_bins import ClassMetrics, Run, RunInUse, resolve_device, run_id
-from frequency_bins.command_line import one_line
+from frequency_bins import (
+    ClassMetrics,
+    Diverged,
+    Run,
+    RunInUse,
+    attempt,
+    resolve_device,
+    run_id,
+)
 from vision_appendix.augmentation import check_size
 from vision_appendix.configs import RunConfig, SweepConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages, load_images, resolve_counts
 from vision_appendix.training import (
-    Diverged,
     build,
     evaluation_steps,
     synchronise,
@@ -120,14 +126,16 @@ def _attempt(cell: Cell, run: Run, data: LabelledImages, bars: Progress) -> str:
     bar = bars.add_task(cell.describe(), total=cell.steps, speed="")
     subset = data.subset(cell.class_counts, cell.config.seed)
     try:
-        with run.locked():
+        with attempt(run) as mine:
             if run.is_done():  # by another sweep, meanwhile
                 return "finished earlier"
-            run.update(status="running", error=None, **_circumstances(cell.config, subset))
+            if run.status == "finished":
+                mine.withdraw()
+            mine.update(**_circumstances(cell.config, subset))
             train(
                 cell.config,
                 subset,
-                run,
+                mine,
                 report=lambda at: bars.update(
                     bar, completed=at.step, speed=f"{at.images_per_second:,.0f} images/s"
                 ),
@@ -135,13 +143,8 @@ def _attempt(cell: Cell, run: Run, data: LabelledImages, bars: Progress) -> str:
         return "finished"
     except RunInUse:
         return "in use"
-    except Diverged as error:
-        run.update(status="diverged", error=str(error))
+    except Diverged:
         return "diverged"
-    except Exception as error:
-        with contextlib.suppress(OSError):
-            run.update(status="failed", error=f"{type(error).__name__}: {one_line(error)}")
-        raise
     finally:
         bars.remove_task(bar)
 

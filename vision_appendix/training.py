@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -20,7 +19,14 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from frequency_bins import ClassMetrics, Run, class_record, write_atomically
+from frequency_bins import (
+    Attempt,
+    ClassMetrics,
+    Diverged,
+    Stopped,
+    class_record,
+    write_atomically,
+)
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import RunConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages
@@ -29,10 +35,7 @@ from vision_appendix.resnet9 import ResNet9
 _EVALUATION_BATCH = 1000
 # A checkpoint is written when the last one's cost is at most this share of the time since.
 _CHECKPOINT_SHARE = 0.05
-
-
-class Diverged(Exception):
-    """The loss is no longer finite."""
+_CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class Progress:
 def train(
     config: RunConfig,
     data: LabelledImages,
-    run: Run,
+    attempt: Attempt,
     *,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
@@ -57,13 +60,14 @@ def train(
 
     Raises:
         Diverged: the loss is not finite; nothing is published.
+        Stopped: the attempt should stop, and there is a checkpoint to go on from.
     """
     torch.set_num_threads(config.threads)
     torch.backends.cudnn.benchmark = True  # all batches have one shape
     model, optimizer = build(config, data)
     metrics = ClassMetrics(len(data.class_names), data.images.device)
     windows = WindowHistory()
-    step = resume(run, model, optimizer, windows)
+    step = resume(attempt, model, optimizer, metrics, windows)
     evaluations = evaluation_steps(config, len(data.images))
     clock = Clock(config.batch_size, step)
 
@@ -83,16 +87,19 @@ def train(
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "images_per_second": clock.images_per_second(step),
             }
-            run.append_scalars({"step": step, **scalars, **rates})
+            attempt.append_scalars({"step": step, **scalars, **rates})
             if clock.checkpoint_is_due():
                 with clock.checkpointing():
-                    save(run, step, model, optimizer, windows)
+                    save(attempt, step, model, optimizer, metrics, windows)
+        if attempt.should_stop():
+            save(attempt, step, model, optimizer, metrics, windows)
+            raise Stopped(f"stopped after step {step}")
 
     final = evaluate(config, model, data, data.images, data.labels)
     layer = last_layer(config, model, data)
-    write_atomically(run.folder / "last_layer.safetensors", safetensors.torch.save(layer))
-    run.publish(windows.record(data, final), images_per_second=clock.images_per_second(step))
-    _checkpoint(run).unlink(missing_ok=True)
+    write_atomically(attempt.folder / "last_layer.safetensors", safetensors.torch.save(layer))
+    speed = {"images_per_second": clock.images_per_second(step)}
+    attempt.publish(windows.record(data, final), files=("last_layer.safetensors",), **speed)
 
 
 def training_step(
@@ -228,46 +235,52 @@ def synchronise(device: torch.device) -> None:
 
 
 def save(
-    run: Run,
+    attempt: Attempt,
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    metrics: ClassMetrics,
     windows: WindowHistory,
 ) -> None:
-    """Replace the run's checkpoint, whole or not at all."""
+    """Replace the attempt's checkpoint, whole or not at all."""
     buffer = io.BytesIO()
     state = {
         "step": step,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "metrics": metrics.state_dict(),
         "windows": windows.state_dict(),
     }
     torch.save(state, buffer)
-    write_atomically(_checkpoint(run), buffer.getvalue())
+    write_atomically(attempt.folder / _CHECKPOINT, buffer.getvalue())
 
 
 def resume(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, windows: WindowHistory
+    attempt: Attempt,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    metrics: ClassMetrics,
+    windows: WindowHistory,
 ) -> int:
-    """Load the checkpoint, if there is one, and return the step to go on from."""
-    step = 0
-    path = _checkpoint(run)
-    if path.exists():
+    """Load the newest whole checkpoint, if there is one, and return the step to go on from."""
+    for folder in attempt.folders():
+        path = folder / _CHECKPOINT
+        if not path.exists():
+            continue
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a file that is not its own
             print(f"ignoring {path}: {type(error).__name__}", file=sys.stderr)
-        else:
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            windows.load_state_dict(state["windows"])
-            step = int(state["step"])
-    run.truncate_scalars(step)
-    return step
-
-
-def _checkpoint(run: Run) -> Path:
-    return run.folder / "checkpoint.pt"
+            continue
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        windows.load_state_dict(state["windows"])
+        if "metrics" in state:  # early versions kept none, and none were pending
+            metrics.load_state_dict(state["metrics"])
+        attempt.resume(int(state["step"]), folder)
+        return int(state["step"])
+    attempt.resume(0)
+    return 0
 
 
 class WindowHistory:
@@ -295,13 +308,13 @@ class WindowHistory:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The windows so far, (windows,) and (windows, V)."""
-        stacked = {name: torch.stack(rows) for name, rows in self._arrays.items()}
+        stacked = {name: torch.stack(rows) for name, rows in self._arrays.items() if rows}
         return {"steps": torch.tensor(self._steps), **stacked}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over the windows of a checkpoint."""
         self._steps = state["steps"].tolist()
-        self._arrays = {name: list(state[name]) for name in self._arrays}
+        self._arrays = {name: list(state.get(name, ())) for name in self._arrays}
 
     def record(self, data: LabelledImages, final: ClassMetrics) -> xr.Dataset:
         """The run's class record: all windows, and the pass over the training set at the end."""

@@ -7,9 +7,9 @@ import io
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 
 from frequency_bins import (
     Run,
-    RunInUse,
+    attempt,
     class_record,
+    publish,
     read_study,
     run_id,
     stack,
@@ -125,7 +126,10 @@ def test_create_makes_a_manifest_and_keeps_an_existing_one(tmp_path: Path) -> No
     assert run.config == CONFIG
     assert run.manifest["study"] == "study"
     assert run.manifest["device"] == "cpu"
-    run.update(status="running", started="now")
+    with attempt(run) as first:
+        first.update(started="now")
+    assert run.status == "waiting"
+    assert run.manifest["started"] == "now"
     again = Run.create(tmp_path / "a" / "study", dict(reversed(CONFIG.items())), device="cuda")
     assert again.folder == run.folder
     assert again.manifest == run.manifest
@@ -142,12 +146,13 @@ def test_create_fills_a_folder_that_lost_its_manifest(tmp_path: Path) -> None:
 
 def test_update_keeps_the_identity_of_a_run(tmp_path: Path) -> None:
     run = Run.create(tmp_path, CONFIG)
-    for fields in ({"config": {}}, {"run_id": "x"}, {"format_version": 2}, {"status": "done"}):
-        with pytest.raises(ValueError, match=next(iter(fields))):
-            run.update(**fields)
-    with pytest.raises(ValueError, match="JSON"):
-        run.update(device=Path())
-    assert run.manifest["status"] == "new"
+    with attempt(run) as first:
+        for fields in ({"config": {}}, {"run_id": "x"}, {"format_version": 2}):
+            with pytest.raises(ValueError, match=next(iter(fields))):
+                first.update(**fields)
+        with pytest.raises(ValueError, match="JSON"):
+            first.update(device=Path())
+    assert run.config == CONFIG
 
 
 def test_an_unwritable_place_leaves_nothing(tmp_path: Path) -> None:
@@ -219,67 +224,34 @@ def test_a_manifest_moved_to_another_run_is_named(tmp_path: Path) -> None:
 def test_scalars_come_back_and_lose_only_what_was_torn(tmp_path: Path) -> None:
     run = Run.create(tmp_path, CONFIG)
     assert run.scalars() == []
-    run.truncate_scalars(0)
-    assert not (run.folder / "scalars.jsonl").exists()
     rows = [{"step": s, "loss": 1 / (s + 1), "note": "é\n"} for s in range(4)]
-    for row in rows:
-        run.append_scalars(row)
-    run.append_scalars({"step": 4, "loss": float("nan"), "inner": {"x": float("inf")}})
+    with attempt(run) as first:
+        for row in rows:
+            first.append_scalars(row)
+        first.append_scalars({"step": 4, "loss": float("nan"), "inner": {"x": float("inf")}})
     assert run.scalars() == [*rows, {"step": 4, "loss": None, "inner": {"x": None}}]
-    run.truncate_scalars(1)
-    assert run.scalars() == rows[:2]
-    with open(run.folder / "scalars.jsonl", "ab") as file:
-        file.write(b'{"step": 2, "lo')
-    assert run.scalars() == rows[:2]
-    run.append_scalars(rows[2])
-    assert run.scalars() == rows[:3]
-    for wrong in ({"loss": 1.0}, {"step": 1.5}):
-        with pytest.raises(ValueError, match="step is"):
-            run.append_scalars(wrong)
+    with attempt(run) as second:
+        second.resume(1, first.folder)
+        assert run.scalars() == rows[:2]
+        with open(second.folder / "scalars.jsonl", "ab") as file:
+            file.write(b'{"step": 2, "lo')
+        assert run.scalars() == rows[:2]
+        second.append_scalars(rows[2])
+        assert run.scalars() == rows[:3]
+        for wrong in ({"loss": 1.0}, {"step": 1.5}):
+            with pytest.raises(ValueError, match="step is"):
+                second.append_scalars(wrong)
 
 
 def test_scalars_on_a_full_disk_stay_whole(tmp_path: Path) -> None:
     run = Run.create(tmp_path, CONFIG)
-    run.append_scalars({"step": 1})
-    with file_size_limit(20), pytest.raises(OSError, match=r"scalars\.jsonl"):
-        run.append_scalars({"step": 2, "text": "x" * 100})
-    assert (run.folder / "scalars.jsonl").read_bytes() == b'{"step": 1}\n'
-    run.append_scalars({"step": 3})
-    assert run.scalars() == [{"step": 1}, {"step": 3}]
-
-
-# ---- locks
-
-
-def test_a_run_is_held_by_one_and_freed_at_the_end(tmp_path: Path) -> None:
-    run = Run.create(tmp_path, CONFIG)
-    leftover = run.folder / ".classes.nc.0a1b2c3d.partial"
-    leftover.write_bytes(b"half")
-    with run.locked():
-        assert not leftover.exists()
-        with pytest.raises(RunInUse, match=run.id), Run(run.folder).locked():
-            pass
-    with run.locked():
-        pass
-
-
-def test_a_killed_process_frees_its_run(tmp_path: Path) -> None:
-    run = Run.create(tmp_path, CONFIG)
-    code = (
-        "import sys, signal; from pathlib import Path; from frequency_bins import Run\n"
-        "with Run(Path(sys.argv[1])).locked(): print('held', flush=True); signal.pause()"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(run.folder)], stdout=subprocess.PIPE, text=True
-    )
-    with holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RunInUse), run.locked():
-            pass
-        holder.send_signal(signal.SIGKILL)
-    with run.locked():
-        pass
+    with attempt(run) as first:
+        first.append_scalars({"step": 1})
+        with file_size_limit(20), pytest.raises(OSError, match=r"scalars\.jsonl"):
+            first.append_scalars({"step": 2, "text": "x" * 100})
+        assert (first.folder / "scalars.jsonl").read_bytes() == b'{"step": 1}\n'
+        first.append_scalars({"step": 3})
+        assert run.scalars() == [{"step": 1}, {"step": 3}]
 
 
 # ---- records
@@ -290,8 +262,8 @@ def test_a_killed_process_frees_its_run(tmp_path: Path) -> None:
 def test_a_record_comes_back_with_any_labels(labels: list[str], tmp_path: Path) -> None:
     labels = [*labels, *SURROGATES]
     dataset = record(len(labels), labels=labels)
-    run = Run.create(tmp_path, CONFIG)
-    run.publish(dataset)
+    run = Run.create(tempfile.mkdtemp(dir=tmp_path), CONFIG)
+    publish(run, dataset)
     back = run.classes()
     assert list(back["label"].values) == labels
     assert list(back.isel({"class": slice(1, None)})["label"].values) == labels[1:]
@@ -307,7 +279,7 @@ def test_publish_sets_the_status_and_opens_in_other_tools(tmp_path: Path) -> Non
     run = Run.create(tmp_path, CONFIG)
     with pytest.raises(ValueError, match="new, not finished"):
         run.classes()
-    run.publish(record(), seconds=1.5)
+    publish(run, record(), seconds=1.5)
     assert run.status == "finished"
     assert run.manifest["seconds"] == 1.5
     with xr.open_dataset(run.folder / "classes.nc", engine="h5netcdf") as plain:
@@ -319,12 +291,12 @@ def test_publish_sets_the_status_and_opens_in_other_tools(tmp_path: Path) -> Non
 def test_equal_arrays_give_equal_bytes_in_another_process_at_another_time(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from frequency_bins import Run\n"
+        "from frequency_bins import Run, publish\n"
         "from frequency_bins.tests.test_runs import CONFIG, record\n"
-        "Run.create(sys.argv[1], CONFIG).publish(record())"
+        "publish(Run.create(sys.argv[1], CONFIG), record())"
     )
     here, there = Run.create(tmp_path / "here", CONFIG), tmp_path / "there"
-    here.publish(record())
+    publish(here, record())
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code, str(there), str(root)], check=True)
     assert files(there)[f"{here.id}/classes.nc"] == files(here.folder)["classes.nc"]
@@ -338,7 +310,7 @@ def test_further_windows_join_the_record(tmp_path: Path) -> None:
     loss = np.where(count > 0, 0.5, np.nan)
     dataset = record(test_count=count, test_loss=loss, test_accuracy=loss)
     run = Run.create(tmp_path, CONFIG)
-    run.publish(dataset)
+    publish(run, dataset)
     assert run.classes()["test_loss"].dims == ("step", "class")
     assert run.classes()["test_count"].dtype == np.int64
     with pytest.raises(ValueError, match="test_loss is a mean over test_count, which is missing"):
@@ -351,7 +323,7 @@ def test_an_empty_record_comes_back(tmp_path: Path) -> None:
     empty = np.zeros((0, 4))
     counts = empty.astype(np.int64)
     run = Run.create(tmp_path, CONFIG)
-    run.publish(record(steps=[], count=counts, loss=empty, accuracy=empty))
+    publish(run, record(steps=[], count=counts, loss=empty, accuracy=empty))
     assert run.classes().sizes == {"class": 4, "step": 0}
 
 
@@ -385,16 +357,19 @@ def test_only_records_are_published(tmp_path: Path) -> None:
         (record().transpose(), "dims|over"),
     ]:
         with pytest.raises(ValueError, match=message):
-            run.publish(wrong)
-    assert sorted(files(tmp_path)) == [f"{run.id}/manifest.json"]
+            publish(run, wrong)
+    assert run.status == "failed"
+    assert [path.name for path in run.folder.glob("*.nc")] == []
 
 
 def test_a_full_disk_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     run = Run.create(tmp_path, CONFIG)
-    before = files(tmp_path)
-    with file_size_limit(1000), pytest.raises(OSError, match=r"classes\.nc"):
-        run.publish(record())
-    assert files(tmp_path) == before
+    with file_size_limit(5000), pytest.raises(OSError, match=r"classes\.nc"):
+        publish(run, record())
+    assert run.status == "failed"
+    assert "classes.nc" in run.manifest["error"]
+    left = {f"{run.id}/manifest.json", f"{run.id}/attempts/0001/lease.json"}
+    assert set(files(tmp_path)) == left
 
 
 def test_write_atomically_cleans_up_after_any_error(
@@ -423,8 +398,8 @@ def test_write_atomically_cleans_up_after_any_error(
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "foreign", "missing"])
 def test_a_damaged_record_is_named_and_reported(damage: str, tmp_path: Path) -> None:
     run, good = Run.create(tmp_path, CONFIG), Run.create(tmp_path, CONFIG | {"seed": 1})
-    run.publish(record())
-    good.publish(record())
+    publish(run, record())
+    publish(good, record())
     path = run.folder / "classes.nc"
     whole = path.read_bytes()
     flipped = bytearray(whole)
@@ -443,7 +418,9 @@ def _publish_bytes(run: Run, content: bytes) -> None:
     import hashlib
 
     (run.folder / "classes.nc").write_bytes(content)
-    run.update(status="finished", classes_sha256=hashlib.sha256(content).hexdigest())
+    digest = hashlib.sha256(content).hexdigest()
+    manifest = run.stored_manifest | {"status": "finished", "classes_sha256": digest}
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_hdf5_that_is_no_record_of_ours_is_named(tmp_path: Path) -> None:
@@ -471,25 +448,30 @@ def test_hdf5_that_is_no_record_of_ours_is_named(tmp_path: Path) -> None:
 
 
 def test_readers_meet_whole_files_while_a_writer_writes(tmp_path: Path) -> None:
-    run = Run.create(tmp_path, CONFIG)
-    run.publish(record())
+    runs = [Run.create(tmp_path, CONFIG | {"seed": seed}) for seed in range(15)]
     done = threading.Event()
 
     def write() -> None:
-        for i in range(15):
-            run.update(round=i)
-            run.publish(record())
-            run.append_scalars({"step": i})
+        for run in runs:
+            with attempt(run) as writing:
+                for step in range(3):
+                    writing.update(round=step)
+                    writing.append_scalars({"step": step})
+                writing.publish(record())
         done.set()
 
     writer = threading.Thread(target=write)
     writer.start()
     while not done.is_set():
-        assert run.status == "finished"
-        assert run.classes().sizes["class"] == 4
-        steps = [row["step"] for row in run.scalars()]
-        assert steps == list(range(len(steps)))
-        assert not read_study(tmp_path).problems
+        study = read_study(tmp_path)
+        assert not study.problems
+        assert len(study.runs) + len(study.unfinished) == 15
+        for run in (*study.runs, *study.unfinished):
+            steps = [row["step"] for row in run.scalars()]
+            assert steps == list(range(len(steps)))
+        for run in study.runs:
+            assert run.classes().sizes["class"] == 4
+            assert len(run.scalars()) == 3
     writer.join()
 
 
@@ -501,7 +483,7 @@ def test_a_study_sorts_stacks_and_labels_its_runs(tmp_path: Path) -> None:
         for weight_decay in (0, 0.5):
             config = {"model": "tiny", "seed": seed, "weight_decay": weight_decay, "count": seed}
             run = Run.create(tmp_path, config | {"tags": [seed], "depth": 2, "name": f"s{seed}"})
-            run.publish(record(seed=seed))
+            publish(run, record(seed=seed))
     pending = Run.create(tmp_path, CONFIG)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".0123456789ab.partial").mkdir()
@@ -528,9 +510,9 @@ def test_a_study_sorts_stacks_and_labels_its_runs(tmp_path: Path) -> None:
 
 def test_runs_that_do_not_fit_are_named(tmp_path: Path) -> None:
     runs = [Run.create(tmp_path, {"seed": seed}) for seed in range(3)]
-    runs[0].publish(record())
-    runs[1].publish(record(5))
-    runs[2].publish(record(test_count=np.zeros((3, 4), dtype=int)))
+    publish(runs[0], record())
+    publish(runs[1], record(5))
+    publish(runs[2], record(test_count=np.zeros((3, 4), dtype=int)))
     with pytest.raises(ValueError, match=f"{runs[1].id}.* differ in label: 5 classes"):
         stack(runs[:2])
     with pytest.raises(ValueError, match="different variables"):

@@ -79,7 +79,9 @@ def test_a_killed_sweep_goes_on_to_the_same_bytes(
         assert [row["step"] for row in run.scalars()] == list(range(5, 61, 5))
         assert len(run.scalars()) == len(twin.read_text().splitlines())
         kept = {path.name for path in run.folder.iterdir()}
-        assert kept == {"classes.nc", "lock", "manifest.json", "scalars.jsonl"}
+        assert kept == {"attempts", "classes.nc", "manifest.json", "scalars.jsonl"}
+        left = {path.name for path in (run.folder / "attempts").glob("0*/*")}
+        assert left == {"lease.json", "manifest.json"}
 
 
 def runs_on(process: subprocess.Popen[str]) -> bool:

@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F
 from transformers import get_cosine_schedule_with_warmup
 
-from frequency_bins import Run
+from frequency_bins import Attempt, Diverged, Run, Stopped, attempt
 from llm_experiments.configs import DataConfig, RunConfig
 from llm_experiments.models.presets import build_model
 from llm_experiments.optimization import build_optimizer, learning_rate, loss_weights
 from llm_experiments.preparation import PreparedCorpus, prepare
 from llm_experiments.tokenization import PAD_ID
-from llm_experiments.training import Diverged, Progress, batch_rows, token_losses, train
+from llm_experiments.training import Progress, batch_rows, token_losses, train
 
 CPU = torch.device("cpu")
 CONFIG = RunConfig(steps=12, batch_size=4, evaluate_every=5, learning_rate=3e-3, weight_decay=0.3)
@@ -140,8 +140,8 @@ def test_the_record_is_what_was_trained_on(
 ) -> None:
     run = run_of(tmp_path, CONFIG, data, corpus)
     seen: list[int] = []
-    with run.locked():
-        train(CONFIG, corpus, run, device=CPU, report=lambda progress: seen.append(progress.step))
+    with attempt(run) as mine:
+        train(CONFIG, corpus, mine, device=CPU, report=lambda progress: seen.append(progress.step))
     record = run.classes()
     assert seen == list(range(1, 13))
     assert record["step"].values.tolist() == [5, 10, 12]
@@ -169,8 +169,8 @@ def test_two_half_batches_make_the_step_of_one(
             steps=6, batch_size=batch_size, accumulation=accumulation, learning_rate=1e-3
         )
         run = run_of(tmp_path, config, data, corpus)
-        with run.locked():
-            train(config, corpus, run, device=CPU)
+        with attempt(run) as mine:
+            train(config, corpus, mine, device=CPU)
         losses.append(run.classes()["final_loss"].values)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
@@ -180,8 +180,8 @@ def test_a_run_that_diverges_says_so_and_publishes_nothing(
 ) -> None:
     config = RunConfig(steps=20, batch_size=4, evaluate_every=4, learning_rate=1e20)
     run = run_of(tmp_path, config, data, corpus)
-    with run.locked(), pytest.raises(Diverged, match="step"):
-        train(config, corpus, run, device=CPU)
+    with attempt(run) as mine, pytest.raises(Diverged, match="step"):
+        train(config, corpus, mine, device=CPU)
     assert not (run.folder / "classes.nc").exists()
 
 
@@ -191,8 +191,8 @@ def test_golden_losses(tmp_path: Path, data: DataConfig, corpus: PreparedCorpus)
         model="openelm-tiny", steps=50, batch_size=4, evaluate_every=10, learning_rate=3e-3
     )
     run = run_of(tmp_path, config, data, corpus)
-    with run.locked():
-        train(config, corpus, run, device=CPU)
+    with attempt(run) as mine:
+        train(config, corpus, mine, device=CPU)
     golden = np.loadtxt(Path(__file__).with_name("golden_losses.txt"))
     assert [row["loss"] for row in run.scalars()] == pytest.approx(golden.tolist(), rel=2e-4)
 
@@ -205,8 +205,8 @@ def test_half_precision_stays_near_to_single(
     for chosen in ("fp32", precision):
         config = RunConfig(steps=20, batch_size=4, learning_rate=1e-3, precision=chosen)
         run = run_of(tmp_path, config, data, corpus)
-        with run.locked():
-            train(config, corpus, run, device=CPU)
+        with attempt(run) as mine:
+            train(config, corpus, mine, device=CPU)
         losses.append(run.classes()["final_loss"].values)
     assert not np.array_equal(*losses)
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05, atol=0.02)
@@ -219,8 +219,8 @@ def test_what_is_evaluated_when(tmp_path: Path, data: DataConfig) -> None:
     for evaluation in ("stream", "final", "full"):
         config = replace(CONFIG, evaluate=evaluation)
         run = run_of(tmp_path, config, data, corpus)
-        with run.locked():
-            train(config, corpus, run, device=CPU)
+        with attempt(run) as mine:
+            train(config, corpus, mine, device=CPU)
         record = run.classes()
         assert record["held_out_count"].values.sum(axis=1).tolist() == [7 * 15] * 3
         assert ("full_loss" in record) == (evaluation == "full")
@@ -249,10 +249,38 @@ def test_a_resumed_run_goes_on_where_it_was(
     records = []
     for interrupted in (False, True):
         run = run_of(tmp_path / str(interrupted), config, data, corpus)
-        with run.locked():
+        with attempt(run) as mine:
             if interrupted:
                 with pytest.raises(Unplugged):
-                    train(config, corpus, run, device=CPU, report=unplug)
-            train(config, corpus, run, device=CPU)
+                    train(config, corpus, mine, device=CPU, report=unplug)
+            train(config, corpus, mine, device=CPU)
         records.append((run.folder / "classes.nc").read_bytes())
     assert records[0] == records[1]
+
+
+def test_a_run_that_is_asked_to_stop_stops_after_any_step(
+    tmp_path: Path,
+    data: DataConfig,
+    corpus: PreparedCorpus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = run_of(tmp_path / "whole", CONFIG, data, corpus)
+    broken = run_of(tmp_path / "broken", CONFIG, data, corpus)
+    with attempt(whole) as mine:
+        train(CONFIG, corpus, mine, device=CPU)
+    steps: list[int] = []
+
+    def report(progress: Progress) -> None:
+        steps.append(progress.step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempt, "should_stop", lambda mine: steps[-1] in (3, 7, 12))
+        for step in (3, 7, 12):
+            with pytest.raises(Stopped, match=f"step {step}"), attempt(broken) as mine:
+                train(CONFIG, corpus, mine, device=CPU, report=report)
+            assert broken.status == "waiting"
+    with attempt(broken) as mine:
+        train(CONFIG, corpus, mine, device=CPU, report=report)
+    assert steps == list(range(1, 13))
+    assert (broken.folder / "classes.nc").read_bytes() == (whole.folder / "classes.nc").read_bytes()
+    assert [row["step"] for row in broken.scalars()] == [5, 10, 12]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from frequency_bins import Run, class_record
+from frequency_bins import Run, attempt, class_record, publish
 
 HOSTILE = (
     "<img src=x onerror=document.title='owned'>",
@@ -108,15 +108,18 @@ def make_run(
         started="2025-01-01T00:00:00+00:00",
     )
     if status != "finished":
-        run.update(
-            status=status, error="loss is not finite at step 70" if status == "diverged" else ""
-        )
-        return run
+        error = "loss is not finite at step 70" if status == "diverged" else ""
+        return end(run, status, error)
     fitted = 0.02 + 2 * weight_decay if critical_count is None else critical_count
-    with run.locked():
-        run.publish(
-            record(zipf_counts(vocab_size), fitted, seed + 17 * int(10 * weight_decay), steps)
-        )
+    measured = record(zipf_counts(vocab_size), fitted, seed + 17 * int(10 * weight_decay), steps)
+    publish(run, measured)
+    return run
+
+
+def end(run: Run, status: str, error: str = "") -> Run:
+    """Let an attempt at a run end with a status and an error."""
+    with attempt(run) as mine:
+        mine.status, mine.error = status, error
     return run
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frequency_bins import class_record
+from frequency_bins import class_record, publish
 from reports import figures
 from reports.groups import Collection, collect
 from reports.page import CORPUS_FIGURES, FIGURES, _theme, drawings, inline_svg
@@ -143,8 +143,7 @@ def test_figure_9_shows_the_last_test_accuracy(tmp_path: Path) -> None:
             loss=window * 1.0, accuracy=window * 0.5, final_accuracy=[0.5, 0.4, 0.9],
             test_count=window, test_accuracy=tested, **final,
         )  # fmt: skip
-        with run.locked():
-            run.publish(data)
+        publish(run, data)
     groups = collect([tmp_path]).groups
     assert drawings(groups)[0][0] is figures.figure_9
     figure = figures.figure_9(*groups)

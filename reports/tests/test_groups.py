@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -116,7 +117,8 @@ def test_runs_of_different_settings_are_never_mixed(tmp_path: Path) -> None:
 def test_same_settings_on_other_data_are_another_group(tmp_path: Path) -> None:
     make_run(tmp_path, weight_decay=0.0, seed=0)
     other = make_run(tmp_path, weight_decay=1.0, seed=0)
-    other.update(data_hash="other text")
+    manifest = other.manifest | {"data_hash": "other text"}
+    (other.folder / "manifest.json").write_text(json.dumps(manifest))
     assert len(collect([tmp_path]).groups) == 2
 
 

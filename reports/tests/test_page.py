@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frequency_bins import Run
+from frequency_bins import Run, publish
 from reports import figures
 from reports.answer import answer
 from reports.groups import Collection, collect, display_label, over_seeds
 from reports.page import render
 from reports.table_views import table_views
-from reports.tests.studies import HOSTILE, make_run, make_study, record
+from reports.tests.studies import HOSTILE, end, make_run, make_study, record
 from reports.token_search import NO_LOSS, pack
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -124,8 +124,7 @@ def test_classes_of_images_are_not_called_tokens(tmp_path: Path) -> None:
         run = make_run(tmp_path, weight_decay=weight_decay, seed=0, model="resnet9")
         config = {k: v for k, v in run.config.items() if k not in ("corpus", "vocab_size")}
         images = Run.create(tmp_path / "images", config | {"dataset": "digits"})
-        with images.locked():
-            images.publish(run.classes().assign(label=run.classes()["label"]))
+        publish(images, run.classes().assign(label=run.classes()["label"]))
     groups = collect([tmp_path / "images"]).groups
     assert answer(groups).sentence.startswith("The rarest classes paid")
     shown = [text for view in table_views(groups) for text in (view.title, view.caption)]
@@ -137,8 +136,7 @@ def test_one_frequency_bin_gives_no_answer(tmp_path: Path) -> None:
     counts = np.full(20, 50)
     for weight_decay in (0.0, 1.0):
         run = make_run(tmp_path, weight_decay=weight_decay, seed=0, status="running")
-        with run.locked():
-            run.publish(record(counts, 1 + weight_decay, 0))
+        publish(run, record(counts, 1 + weight_decay, 0))
     assert answer(collect([tmp_path]).groups).sentence.startswith("No answer: all tokens occur")
 
 
@@ -161,7 +159,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     make_run(tmp_path / "s", weight_decay=0.0, seed=0, model=attack, corpus='"><script>x</script>')
     run = make_run(tmp_path / "s", weight_decay=1.0, seed=0, model=attack, status="running",
                    corpus='"><script>x</script>')  # fmt: skip
-    run.update(status="failed", error=f"</td><script>alert(2)</script>{attack}")
+    end(run, "failed", f"</td><script>alert(2)</script>{attack}")
     html = render(collect([tmp_path / "s"]))
     parsed = Page(html)
     assert not parsed.all("img")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from frequency_bins import read_study
+from frequency_bins import publish, read_study
 from reports import tables
 from reports.groups import Collection, collect, effective_counts
 from reports.published import published_table_1
@@ -146,8 +146,7 @@ def test_published_beside_measured(tmp_path: Path) -> None:
     }  # fmt: skip
     for seed in (0, 1):
         run = make_run(tmp_path / "a", weight_decay=1.0, seed=seed, status="running", **setting)
-        with run.locked():
-            run.publish(record(zipf_counts(300), 1.0, seed))
+        publish(run, record(zipf_counts(300), 1.0, seed))
     groups = collect([tmp_path / "a"]).groups
     frame = published_table_1(*groups)
     row = frame[frame["metric"] == "Per-token loss"].iloc[0]

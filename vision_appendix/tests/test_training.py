@@ -12,19 +12,17 @@ import safetensors.torch
 import torch
 from torch.nn.functional import cross_entropy
 
-from frequency_bins import ClassMetrics, Run
+from frequency_bins import Attempt, ClassMetrics, Diverged, Run, Stopped, attempt
 from vision_appendix import training
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import DataConfig, RunConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages, load_images, resolve_counts
 from vision_appendix.training import (
-    Diverged,
     Progress,
     build,
     evaluation_steps,
     last_layer,
     learning_rate,
-    train,
     training_step,
 )
 
@@ -52,6 +50,11 @@ def digits() -> LabelledImages:
 
 def vars_of(data: LabelledImages) -> dict[str, Any]:
     return {name: getattr(data, name) for name in LabelledImages.__dataclass_fields__}
+
+
+def train(config: RunConfig, data: LabelledImages, run: Run, **options: Any) -> None:
+    with attempt(run) as mine:
+        training.train(config, data, mine, **options)
 
 
 def new_run(folder: Path, config: RunConfig) -> Run:
@@ -82,7 +85,8 @@ def test_a_run_leaves_a_whole_record(digits: LabelledImages, tmp_path: Path) -> 
                 assert scalars[prefix + name] == pytest.approx(mean, rel=1e-12)
     assert run.status == "finished"
     names = {path.name for path in run.folder.iterdir()}
-    assert names == {"manifest.json", "classes.nc", "scalars.jsonl", "last_layer.safetensors"}
+    record_files = {"manifest.json", "classes.nc", "scalars.jsonl", "last_layer.safetensors"}
+    assert names == record_files | {"attempts"}
 
 
 def test_the_final_pass_is_the_trained_networks_loss(
@@ -209,6 +213,25 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     keys = ("step", "loss", "test_accuracy", "learning_rate")
     rows = [[[row[k] for k in keys] for row in run.scalars()] for run in (whole, broken)]
     assert rows[0] == rows[1]
+
+
+def test_a_run_that_is_asked_to_stop_stops_after_any_step(
+    digits: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(**TINY)
+    whole, broken = new_run(tmp_path / "whole", config), new_run(tmp_path / "broken", config)
+    train(config, digits, whole)
+    seen: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempt, "should_stop", lambda mine: seen[-1] in (2, 6, 12))
+        for step in (2, 6, 12):
+            with pytest.raises(Stopped, match=f"step {step}"):
+                train(config, digits, broken, report=lambda progress: seen.append(progress.step))
+            assert broken.status == "waiting"
+    train(config, digits, broken, report=lambda progress: seen.append(progress.step))
+    assert seen == list(range(1, 13))
+    for name in ("classes.nc", "last_layer.safetensors"):
+        assert (broken.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
 def test_a_damaged_checkpoint_is_ignored(
