@@ -5,7 +5,7 @@ from __future__ import annotations
 from frequency_bins.attempts import Attempt, Diverged, Stopped, attempt, publish
 from frequency_bins.bins import FrequencyBins
 from frequency_bins.class_metrics import ClassMetrics
-from frequency_bins.counts import class_counts, coverage, percentile, zipf_exponent
+from frequency_bins.counts import class_counts, coverage, percentile, rare_share, zipf_exponent
 from frequency_bins.devices import resolve_device
 from frequency_bins.learning_speed import carry_forward, learning_speed
 from frequency_bins.leases import LeaseLost, RunInUse
@@ -37,6 +37,7 @@ __all__ = [
     "class_counts",
     "coverage",
     "percentile",
+    "rare_share",
     "zipf_exponent",
     "carry_forward",
     "learning_speed",

@@ -60,6 +60,15 @@ def coverage(counts: ArrayLike | Tensor, fraction: float | int) -> float:
     return classes / len(as_counts(counts))
 
 
+def rare_share(counts: ArrayLike | Tensor, fraction: float | int = 0.95) -> float:
+    """Share of all V classes outside the most frequent ones that cover `fraction` of the tokens.
+
+    The paper's "ratio of tokens below the 95th percentile" (Figure 3b), with the percentile taken
+    over the text as in Figure 3a: over the classes it would be the same at every vocabulary size.
+    """
+    return 1 - coverage(counts, fraction)
+
+
 def percentile(counts: ArrayLike | Tensor, q: float | int) -> float:
     """The q-th percentile (0..100, linear) of the counts of the classes that occur."""
     if not 0 <= q <= 100:

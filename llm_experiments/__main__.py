@@ -16,6 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from frequency_bins import FrequencyBins, coverage, percentile, read_study, write_atomically
 from frequency_bins.command_line import parse_options, run_command
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
+from llm_experiments.corpora import CorpusConfig
 from llm_experiments.recipes import recipe
 
 _PROGRAM = "python -m llm_experiments"
@@ -37,17 +38,21 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Write tokenizer, token ids and counts of a corpus, and show how uneven it is."""
+
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    vocab_sizes: tuple[int, ...] | None = None
+    """smaller vocabularies to show the share of rare entries for; default: halves"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Audit:
     """Loss and accuracy by token frequency of a model that exists."""
 
     checkpoint: Path
     """local folder in transformers' format (safetensors)"""
-    corpus: str
-    """the text to measure on: imdb, imdb-xl, python-docs, text, or a Hugging Face dataset"""
-    data_dir: Path | None = None
-    """folder of the corpus"""
-    text_column: str = "text"
-    """column of a Hugging Face dataset that holds the text"""
+    text: OmitArgPrefixes[CorpusConfig] = field(default_factory=CorpusConfig)
     counts_from: str | None = None
     """the corpus whose counts sort tokens into bins; default: the one measured on"""
     counts_data_dir: Path | None = None
@@ -185,10 +190,11 @@ def _audit(argv: list[str]) -> int:
 
     options = parse_options(Audit, argv, prog=f"{_PROGRAM} audit")
     model, tokenizer = load(options.checkpoint)
-    documents = load_corpus(options.corpus, options.data_dir, options.text_column)
+    documents = load_corpus(options.text)
     measured = tokenize(tokenizer, documents[: options.documents], options.context)
     if options.counts_from is not None:
-        documents = load_corpus(options.counts_from, options.counts_data_dir, options.text_column)
+        other = {"corpus": options.counts_from, "data_dir": options.counts_data_dir}
+        documents = load_corpus(replace(options.text, **other))
     counted = tokenize(tokenizer, documents, options.context)
     metrics = audit(model, measured)
     bins = FrequencyBins.powers(next_token_counts(counted, metrics.num_classes), base=3)
@@ -213,14 +219,16 @@ def _audit(argv: list[str]) -> int:
 
 
 def _prepare(argv: list[str]) -> int:
+    from llm_experiments.distribution import rare_shares
     from llm_experiments.preparation import prepare, write_counts
 
-    config = parse_options(OmitArgPrefixes[DataConfig], argv, prog=f"{_PROGRAM} prepare")
-    corpus = prepare(config)
+    options = parse_options(Prepare, argv, prog=f"{_PROGRAM} prepare")
+    corpus = prepare(options.data)
+    rare = rare_shares(corpus, options.vocab_sizes)
     counts, occurrences = corpus.class_counts, corpus.occurrence_counts
     console = Console(highlight=False)
-    console.print(f"prepared {corpus.folder}", markup=False)
-    console.print(f"{len(corpus.tokens):,} sequences of {config.context} tokens")
+    console.print(f"prepared {corpus.folder}", markup=False, soft_wrap=True)
+    console.print(f"{len(corpus.tokens):,} sequences of {corpus.tokens.shape[1]} tokens")
     console.print(
         f"{int(occurrences.sum()):,} tokens, {int(counts.sum()):,} of them next tokens; "
         f"{int((occurrences > 0).sum()):,} of {corpus.vocab_size:,} types occur"
@@ -239,7 +247,13 @@ def _prepare(argv: list[str]) -> int:
         table.add_row(label, f"{int(size):,}", f"{100 * float(share):.2f} %")
     table.add_row("never", f"{int(bins.never_occurring):,}", "")
     console.print(table)
-    console.print(f"counts for `python -m ufm predict --counts`: {write_counts(corpus)}")
+    table = Table("vocabulary", "below the 95th percentile of the text")
+    for size, share in rare.items():
+        table.add_row(f"{size:,}", f"{100 * share:.1f} % of it")
+    console.print(table)
+    console.print(
+        f"counts for `python -m ufm predict --counts`: {write_counts(corpus)}", soft_wrap=True
+    )
     return 0
 
 

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
+from llm_experiments.corpora import CorpusConfig
 from llm_experiments.models.presets import MODEL_NAMES
+from llm_experiments.tokenization import SMALLEST_VOCABULARY
 
 DecayGroup = Literal["all", "matrices", "no-embeddings", "embeddings", "head", "body"]
 DecayMode = Literal["decoupled", "l2"]
@@ -18,15 +20,9 @@ Evaluation = Literal["stream", "final", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(CorpusConfig):
     """Which text, cut how."""
 
-    corpus: str = "python-docs"
-    """python-docs (built in), imdb, imdb-xl, text, or the name of a Hugging Face dataset"""
-    data_dir: Path | None = None
-    """folder of the corpus; without it imdb comes from the Hugging Face hub"""
-    text_column: str = "text"
-    """column of a Hugging Face dataset that holds the text"""
     vocab_size: int = 32005
     """entries of the tokenizer, 5 special tokens and 256 bytes included"""
     context: int = 128
@@ -41,7 +37,7 @@ class DataConfig:
     """where tokenizers and token ids are kept"""
 
     def __post_init__(self) -> None:
-        _at_least("vocab_size", self.vocab_size, 5 + 256)
+        _at_least("vocab_size", self.vocab_size, SMALLEST_VOCABULARY)
         _at_least("context", self.context, 2)
         if self.num_sequences is not None:
             _at_least("num_sequences", self.num_sequences, 1)
@@ -116,7 +112,7 @@ class RunConfig(TrainingConfig):
     def resolved(self, data: DataConfig, data_hash: str) -> dict[str, Any]:
         """What the run's id is the hash of: everything that changes its result, no path."""
         described = asdict(data)
-        for name in ("data_dir", "text_column", "cache_dir"):
+        for name in ("data_dir", "text_column", "offline", "cache_dir"):
             del described[name]
         return {**asdict(self), **described, "data_hash": data_hash}
 
@@ -142,8 +138,8 @@ class SweepConfig:
     seeds: Annotated[tuple[int, ...], arg(name="seed")] = (0,)
     """one or more seeds, of the weights and of the order of the data"""
     decays: Annotated[tuple[DecayGroup, ...], arg(name="decay")] = ("all",)
-    """which parameters are decayed: all; matrices (no norms, no biases); embeddings (of the input) or
-    no-embeddings (the rest); head (the output matrix); body (neither embeddings nor head). While
+    """which parameters are decayed: all; matrices (no norms, no biases); embeddings (of the input)
+    or no-embeddings (the rest); head (the output matrix); body (neither embeddings nor head). While
     embeddings are tied, head is embeddings, and body is no-embeddings"""
     loss_weight_exponents: Annotated[tuple[float, ...], arg(name="loss-weight-exponent")] = (0.0,)
     """weight each token's loss by its count to the minus this power"""

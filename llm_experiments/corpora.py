@@ -8,7 +8,12 @@ import pydoc_data.topics
 import re
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HUB_NAMES = {"imdb": "stanfordnlp/imdb", "imdb-xl": "stanfordnlp/imdb"}
 _SPLITS = {"imdb": ("train",), "imdb-xl": ("train", "unsupervised")}
@@ -25,19 +30,38 @@ _NO_ENGLISH = {
 CORPORA = ("python-docs", "imdb", "imdb-xl", "text")
 
 
-def load_corpus(name: str, data_dir: Path | None = None, text_column: str = "text") -> list[str]:
-    """The documents of a corpus.
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Which text."""
+
+    corpus: str = "python-docs"
+    """python-docs (built in), imdb, imdb-xl, text, or the name of a Hugging Face dataset"""
+    data_dir: Path | None = None
+    """folder of the corpus; without it a dataset comes from the Hugging Face hub"""
+    text_column: str = "text"
+    """column of a Hugging Face dataset that holds the text"""
+    split: str = "train"
+    """part of a Hugging Face dataset (imdb and imdb-xl name theirs)"""
+    subset: str | None = None
+    """configuration of a Hugging Face dataset that has several"""
+    offline: bool = False
+    """use no network: a dataset of the hub must be in its cache on this machine"""
+
+
+def load_corpus(config: CorpusConfig) -> list[str]:
+    """The documents of a corpus, always in the same order.
 
     ``python-docs`` is the English that every Python interpreter carries. ``imdb`` is the 25,000
     training reviews, ``imdb-xl`` those and the 50,000 unsupervised ones (section 3 of the paper);
     both come from ``data_dir`` in the Hugging Face layout, or from the hub without it. ``text`` is
     every ``.txt`` file below ``data_dir``, a paragraph a document. Any other name is a dataset on
-    the Hugging Face hub (or a folder that ``datasets`` can load), of which the ``train`` split's
-    ``text_column`` is read.
+    the Hugging Face hub, or whatever name you give to the dataset in ``data_dir``: a folder of
+    parquet, csv or json files, or one that ``save_to_disk`` wrote.
 
     Raises:
         ValueError: a missing folder or column, an empty corpus, or text that is not UTF-8.
     """
+    name, data_dir = config.corpus, config.data_dir
     if data_dir is not None and not data_dir.is_dir():
         raise ValueError(
             f"data-dir {str(data_dir)!r} is not a folder; expected the folder of corpus {name!r}"
@@ -51,7 +75,7 @@ def load_corpus(name: str, data_dir: Path | None = None, text_column: str = "tex
             )
         documents = list(_text_files(data_dir))
     else:
-        documents = _hugging_face(name, data_dir, text_column)
+        documents = _hugging_face(config)
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise ValueError(f"corpus {name!r} ({data_dir or 'built in'}) holds no text")
@@ -96,40 +120,70 @@ def _text_files(folder: Path) -> Iterator[str]:
         yield from re.split(r"\n\s*\n", text)
 
 
-def _hugging_face(name: str, data_dir: Path | None, text_column: str) -> list[str]:
+def _hugging_face(config: CorpusConfig) -> list[str]:
+    if config.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported
     # Imported here: it takes seconds, and a prepared corpus does not need it.
-    from datasets import disable_progress_bars, load_dataset
+    import datasets
+    from datasets.exceptions import DatasetsError
 
-    disable_progress_bars()
-
-    splits = _SPLITS.get(name, ("train",))
-    if data_dir is None:
+    datasets.disable_progress_bars()
+    documents: list[str] = []
+    for split in _SPLITS.get(config.corpus, (config.split,)):
         try:
-            parts = [load_dataset(HUB_NAMES.get(name, name), split=split) for split in splits]
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            part = _hub_split(config, split) if config.data_dir is None else _split(config, split)
+        except (OSError, ValueError, RuntimeError, KeyError, DatasetsError) as error:
+            place = "the hub" if config.data_dir is None else repr(str(config.data_dir))
+            offline = " (offline)" if datasets.config.HF_HUB_OFFLINE else ""
             raise ValueError(
-                f"corpus {name!r} could not be loaded from the hub ({reason}); "
-                f"expected one of {', '.join(CORPORA)}, a hub dataset, or --data-dir"
+                f"corpus {config.corpus!r}, split {split!r}, could not be loaded from "
+                f"{place}{offline}: {_first_line(error)}; expected one of {', '.join(CORPORA)}, a "
+                "hub dataset, or --data-dir with a dataset"
             ) from None
-    else:
-        parts = []
-        for split in splits:
-            # Named one by one: a folder loaded as a whole silently drops the unsupervised split.
-            files = sorted(str(path) for path in data_dir.rglob(f"{split}-*.parquet"))
-            if not files:
-                raise ValueError(
-                    f"data-dir {str(data_dir)!r} holds no {split}-*.parquet; expected one"
-                )
-            try:
-                parts.append(load_dataset("parquet", data_files=files, split="train"))
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ValueError(
-                    f"{files[0]} could not be read as parquet ({type(error).__name__})"
-                ) from None
-    for part in parts:
-        if text_column not in part.column_names:
+        documents += _column(part, config)
+    return documents
+
+
+def _hub_split(config: CorpusConfig, split: str) -> Dataset:
+    from datasets import load_dataset
+
+    return load_dataset(HUB_NAMES.get(config.corpus, config.corpus), config.subset, split=split)
+
+
+def _split(config: CorpusConfig, split: str) -> Dataset:
+    """A split of a local copy: written by `save_to_disk`, in the hub's layout, or plain files."""
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    folder = config.data_dir
+    assert folder is not None
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        saved = load_from_disk(str(folder))
+        return saved[split] if isinstance(saved, DatasetDict) else saved
+    # Named one by one: a folder loaded as a whole silently drops a split such as "unsupervised".
+    files = sorted(str(path) for path in folder.rglob(f"{split}-*.parquet"))
+    if files:
+        return load_dataset("parquet", data_files=files, split="train")
+    if config.corpus in HUB_NAMES:
+        raise ValueError(f"it holds no {split}-*.parquet")
+    return load_dataset(str(folder), config.subset, split=split)
+
+
+def _column(part: Dataset, config: CorpusConfig) -> Iterator[str]:
+    """The texts of a split; rows without any are left out."""
+    name = config.text_column
+    if name not in part.column_names:
+        raise ValueError(
+            f"{config.corpus!r} has no column {name!r}; expected one of {part.column_names}"
+        )
+    for text in part[name]:
+        if text is None:
+            continue
+        if not isinstance(text, str):
             raise ValueError(
-                f"{name!r} has no column {text_column!r}; expected one of {part.column_names}"
+                f"column {name!r} of {config.corpus!r} holds {type(text).__name__}; expected text"
             )
-    return [text for part in parts for text in part[text_column]]
+        yield text
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

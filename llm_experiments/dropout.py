@@ -19,8 +19,8 @@ _BRANCHES = ("attn", "ffn", "self_attn", "mlp")
 def add_dropout(model: PreTrainedModel, rate: float) -> None:
     """Drop entries of the embeddings and of what each layer's two branches add, as GPT-2 does.
 
-    Only in training mode; a rate of 0 changes nothing. It is done with forward hooks, so the model's code, parameters and
-    checkpoint stay as they are. Compile the model afterwards, not before.
+    Only in training mode; a rate of 0 changes nothing. It is done with forward hooks, so the
+    model's code, parameters and checkpoint stay as they are. Compile afterwards, not before.
     """
 
     if not rate:

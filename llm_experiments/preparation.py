@@ -17,7 +17,7 @@ import json
 import secrets
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from llm_experiments.configs import DataConfig
 from llm_experiments.corpora import HUB_NAMES, load_corpus
 from llm_experiments.tokenization import END_ID, PAD_ID, token_labels, train_tokenizer
 
-_FORMAT = 2
+_FORMAT = 3
+_AT_A_TIME = 1000  # documents whose encodings, which hold more than ids, are kept at once
 _FILES = ("tokenizer.json", "tokens.npy", "held_out.npy")
 Ids = npt.NDArray[np.integer[Any]]
 
@@ -44,6 +45,8 @@ class PreparedCorpus:
     folder: Path
     vocab_size: int
     data_hash: str
+    packed: bool
+    """whether the sequences are cut from joined documents, instead of one from each"""
     tokens: Ids
     """(S, T), memory-mapped; <pad> where a document is shorter than the context"""
     held_out: Ids
@@ -94,12 +97,14 @@ def load_prepared(folder: Path) -> PreparedCorpus:
             np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _FILES[1:]
         )
         vocab_size = int(meta["config"]["vocab_size"])
+        packed = bool(meta["config"]["packing"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} is not a prepared corpus ({type(error).__name__})") from None
     return PreparedCorpus(
         folder=folder,
         vocab_size=vocab_size,
         data_hash=hashes["tokens.npy"],
+        packed=packed,
         tokens=tokens,
         held_out=held_out,
     )
@@ -118,11 +123,16 @@ def write_counts(corpus: PreparedCorpus) -> Path:
 
 
 def _tokenize(config: DataConfig) -> tuple[Tokenizer, Ids, Ids]:
-    documents = load_corpus(config.corpus, config.data_dir, config.text_column)
+    documents = load_corpus(config)
     # IMDB-xl keeps the tokenizer of IMDB (section 3): the tokens stay comparable.
-    own = load_corpus("imdb", config.data_dir) if config.corpus == "imdb-xl" else documents
+    is_xl = config.corpus == "imdb-xl"
+    own = load_corpus(replace(config, corpus="imdb")) if is_xl else documents
     tokenizer = train_tokenizer(own, config.vocab_size)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(documents)]
+    ids = [
+        encoding.ids
+        for start in range(0, len(documents), _AT_A_TIME)
+        for encoding in tokenizer.encode_batch_fast(documents[start : start + _AT_A_TIME])
+    ]
     sequences = _packed(ids, config.context) if config.packing else _truncated(ids, config.context)
     trained, held_out = _split(sequences, config)
     smallest = np.min_scalar_type(config.vocab_size - 1)
@@ -177,6 +187,7 @@ def _store(
             "corpus": config.corpus,
             "vocab_size": config.vocab_size,
             "context": config.context,
+            "packing": config.packing,
         },
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
@@ -203,6 +214,8 @@ def _cache_key(config: DataConfig) -> str:
         "format": _FORMAT,
         "source": _source(config),
         "text_column": config.text_column,
+        "split": config.split,
+        "subset": config.subset,
         "vocab_size": config.vocab_size,
         "context": config.context,
         "packing": config.packing,
@@ -219,8 +232,8 @@ def _source(config: DataConfig) -> list[Any]:
             config.corpus,
             sys.version if config.corpus == "python-docs" else HUB_NAMES.get(config.corpus),
         ]
-    suffix = ".txt" if config.corpus == "text" else ".parquet"
-    files = sorted(config.data_dir.rglob(f"*{suffix}"))
+    suffix = {"text": ".txt", "imdb": ".parquet", "imdb-xl": ".parquet"}.get(config.corpus, "")
+    files = sorted(path for path in config.data_dir.rglob(f"*{suffix}") if path.is_file())
     return [
         config.corpus,
         [[str(path.relative_to(config.data_dir)), _sha256_of(path)] for path in files],

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 PAD_ID = SPECIAL_TOKENS.index("<pad>")
 END_ID = SPECIAL_TOKENS.index("</s>")
+SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:

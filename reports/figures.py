@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from frequency_bins import coverage, percentile
+from frequency_bins import percentile, rare_share
 from reports.groups import (
     corpus,
     count_range,
@@ -199,7 +199,7 @@ def figure_3b(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     axis.set_title("")
     points: dict[str, dict[int, float]] = {}
     for group in groups:
-        rare = 100 * (1 - coverage(group["class_count"].values, 0.95))
+        rare = 100 * rare_share(group["class_count"].values)
         points.setdefault(corpus(group), {})[group.sizes["class"]] = rare
     colours = decay_colours(list(range(len(points))))
     ends = []

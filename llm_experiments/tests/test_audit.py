@@ -32,7 +32,7 @@ def checkpoint(
 
 def test_audit_is_the_sum_by_hand(checkpoint: Path, data: DataConfig) -> None:
     model, tokenizer = load(checkpoint)
-    documents = load_corpus("text", data.data_dir)[:9]
+    documents = load_corpus(data)[:9]
     sequences = tokenize(tokenizer, documents, 20)
     metrics = audit(model, [*sequences, sequences[0][:7]], batch_size=4)
     losses = np.zeros(metrics.num_classes)

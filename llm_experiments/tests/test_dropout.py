@@ -34,7 +34,7 @@ def test_it_is_the_forward_pass_written_out(name: str) -> None:
         keep = torch.empty_like(x).bernoulli_(1 - RATE)
         return x * keep / (1 - RATE)
 
-    def replaced(module, args, output):  # noqa: ANN001
+    def replaced(module, args, output):
         first = output[0] if isinstance(output, tuple) else output
         added.append(first)
         return (masked(first), *output[1:]) if isinstance(output, tuple) else masked(first)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer
 
-from frequency_bins import percentile
 from llm_experiments.__main__ import main
 from llm_experiments.configs import DataConfig
-from llm_experiments.corpora import load_corpus
+from llm_experiments.corpora import CorpusConfig, load_corpus
+from llm_experiments.distribution import counts_at, rare_shares
 from llm_experiments.preparation import PreparedCorpus, prepare
 from llm_experiments.tests.conftest import SHARED, VOCAB_SIZE, needs_shared
 from llm_experiments.tokenization import END_ID, PAD_ID, SPECIAL_TOKENS, train_tokenizer
@@ -39,7 +43,7 @@ def test_packing_joins_documents_with_an_end_token(data: DataConfig) -> None:
     packed = prepare(replace(data, num_sequences=None))
     tokenizer = Tokenizer.from_file(str(packed.folder / "tokenizer.json"))
     stream: list[int] = []
-    for document in load_corpus("text", data.data_dir):
+    for document in load_corpus(data):
         stream += [*tokenizer.encode(document).ids, END_ID]
     expected = np.array(stream[: len(stream) // 16 * 16]).reshape(-1, 16)
     assert np.array_equal(packed.tokens, expected)
@@ -119,9 +123,127 @@ def test_a_damaged_entry_is_named_and_built_again(
 
 
 def test_python_docs_needs_no_download() -> None:
-    documents = load_corpus("python-docs")
+    documents = load_corpus(CorpusConfig(corpus="python-docs"))
     assert sum(map(len, documents)) > 1_000_000
     assert any("comprehension" in document for document in documents)
+
+
+DOCUMENTS = ["a first review", "a second one", "and a third, déjà vu"]
+
+
+def write_dataset(folder: Path, form: str) -> None:
+    """A local copy of a dataset with a column `review`, in one of the forms that people have."""
+    columns = {"review": [*DOCUMENTS, None, "  "], "label": [0, 1, 0, 1, 0]}
+    dataset = Dataset.from_dict(columns)
+    other = Dataset.from_dict({"review": ["not trained on"], "label": [1]})
+    folder.mkdir()
+    if form == "saved":
+        dataset.save_to_disk(str(folder))
+    elif form == "saved with splits":
+        DatasetDict({"test": other, "train": dataset}).save_to_disk(str(folder))
+    elif form == "csv":
+        dataset.to_csv(folder / "reviews.csv")
+    elif form == "jsonl":
+        dataset.to_json(folder / "reviews.jsonl")
+    elif form == "parquet":
+        dataset.to_parquet(folder / "reviews.parquet")
+    else:
+        (folder / "plain_text").mkdir()
+        dataset.to_parquet(folder / "plain_text/train-00000-of-00001.parquet")
+        other.to_parquet(folder / "plain_text/test-00000-of-00001.parquet")
+
+
+FORMS = ("saved", "saved with splits", "csv", "jsonl", "parquet", "hub layout")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_dataset_is_read_from_a_local_copy(tmp_path: Path, form: str) -> None:
+    write_dataset(tmp_path / "copy", form)
+    config = CorpusConfig(corpus="someone/reviews", data_dir=tmp_path / "copy")
+    assert load_corpus(replace(config, text_column="review")) == DOCUMENTS
+    with pytest.raises(ValueError, match=r"no column 'text'; expected one of .*'review'"):
+        load_corpus(config)
+    with pytest.raises(ValueError, match="holds int; expected text"):
+        load_corpus(replace(config, text_column="label"))
+    if form in ("saved with splits", "hub layout"):
+        test = load_corpus(replace(config, text_column="review", split="test"))
+        assert test == ["not trained on"]
+    if form not in ("saved",):  # which has no splits
+        with pytest.raises(ValueError, match="split 'dev', could not be loaded"):
+            load_corpus(replace(config, text_column="review", split="dev"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 torn"])
+def test_a_torn_copy_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=f"could not be loaded from '{tmp_path}'"):
+        load_corpus(CorpusConfig(corpus="imdb", data_dir=tmp_path))
+
+
+def test_offline_means_no_network(tmp_path: Path) -> None:
+    """A fresh process whose every connection would fail the test, and which was told by option."""
+    program = (
+        "import socket, sys\n"
+        "def refuse(*_): print('went to the network', flush=True)\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from llm_experiments.__main__ import main\n"
+        "sys.exit(main(['prepare', '--corpus', 'nobody/nothing', '--offline']))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment
+        | {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert "'nobody/nothing'" in line
+    assert "(offline)" in line
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_counts_of_a_smaller_vocabulary_are_those_of_its_own_tokenizer(
+    data: DataConfig, packing: bool
+) -> None:
+    """Figure 3b takes the tokens apart again; here a tokenizer of each size is really trained."""
+    corpus = prepare(replace(data, packing=packing, num_sequences=None))
+    documents = load_corpus(data)
+    for size in (262, 280, 300):
+        tokenizer = train_tokenizer(documents, size)
+        expected = np.zeros(size, dtype=int)
+        if packing:  # the text of the sequences, each without its first token
+            large = Tokenizer.from_file(str(corpus.folder / "tokenizer.json"))
+            names = [[large.id_to_token(i) for i in row] for row in corpus.tokens.tolist()]
+            for row in names:
+                small = [part for name in row for part in pieces(tokenizer, name)]
+                expected += np.bincount(small[1:], minlength=size)
+        else:
+            for document in documents:
+                expected += np.bincount(tokenizer.encode(document).ids[1:16], minlength=size)
+        assert counts_at(corpus, size).tolist() == expected.tolist()
+    assert counts_at(corpus, 300).tolist() == corpus.class_counts.tolist()
+
+
+def pieces(tokenizer: Tokenizer, name: str) -> list[int]:
+    """What a token of another vocabulary is in this one: special as it is, or merged anew."""
+    if name in SPECIAL_TOKENS:
+        return [SPECIAL_TOKENS.index(name)]
+    return [token.id for token in tokenizer.model.tokenize(name)]
+
+
+def test_rare_shares_are_of_sizes_that_can_be_had(corpus: PreparedCorpus) -> None:
+    counts = sorted(corpus.class_counts.tolist(), reverse=True)
+    most_frequent = next(k for k in range(301) if sum(counts[:k]) >= 0.95 * sum(counts))
+    assert rare_shares(corpus) == {300: pytest.approx(1 - most_frequent / 300)}
+    for size in (260, 301):
+        with pytest.raises(ValueError, match=f"a vocabulary of {size} .* expected 261 to 300"):
+            rare_shares(corpus, [size])
 
 
 @pytest.mark.parametrize(
@@ -150,13 +272,36 @@ def test_text_that_cannot_be_read(tmp_path: Path, content: bytes | None, message
     if content is not None:
         (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        load_corpus("text", tmp_path)
+        load_corpus(CorpusConfig(corpus="text", data_dir=tmp_path))
 
 
 @needs_shared("data/imdb")
-def test_imdb_has_the_counts_of_the_paper(tmp_path: Path) -> None:
+def test_imdb_has_the_counts_of_the_paper(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Figure 2 colours tokens by the threshold 1026, the 99th percentile (P99)."""
-    imdb = prepare(DataConfig(corpus="imdb", data_dir=SHARED / "data/imdb", cache_dir=tmp_path))
-    assert imdb.tokens.shape == (25_000, 128)
-    assert round(percentile(imdb.occurrence_counts, 99), 1) == 1026.5
-    assert round(percentile(imdb.class_counts, 99), 1) == 1023.0
+    options = ["--corpus", "imdb", "--data-dir", str(SHARED / "data/imdb")]
+    assert main(["prepare", *options, "--cache-dir", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for line in (
+        "25,000 sequences of 128 tokens",
+        "3,069,753 tokens, 3,044,753 of them next tokens; 30,513 of 32,005 types occur",
+        "1,026.5 of occurrences, 1,023.0 of next tokens",
+        "50% of the tokens are the top 0.247 % of the vocabulary",
+        "80% of the tokens are the top 4.1 % of the vocabulary",
+        "95% of the tokens are the top 30.2 % of the vocabulary",
+        "3^0-3^1 2,615 0.13 %",  # Figure 8
+        "3^1-3^2 11,211 1.99 %",
+        "3^9-3^10 11 13.19 %",
+        "32,005 70.0 % of it",  # Figure 3b
+    ):
+        assert line in shown
+
+
+@needs_shared("data/imdb")
+def test_imdb_xl_is_the_training_and_the_unsupervised_reviews() -> None:
+    folder = SHARED / "data/imdb"
+    train = load_corpus(CorpusConfig(corpus="imdb", data_dir=folder))
+    larger = load_corpus(CorpusConfig(corpus="imdb-xl", data_dir=folder))
+    assert (len(train), len(larger)) == (25_000, 75_000)
+    assert larger[:25_000] == train
