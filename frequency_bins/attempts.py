@@ -25,7 +25,7 @@ from typing import Any
 
 import xarray as xr
 
-from frequency_bins.command_line import one_line
+from frequency_bins.command_line import USER_ERRORS, one_line
 from frequency_bins.leases import (
     Lease,
     LeaseLost,
@@ -93,9 +93,9 @@ class Attempt:
         if lines:
             write_atomically(self.folder / "scalars.jsonl", "".join(lines).encode("ascii"))
 
-    def advance(self, step: int, rate: str = "") -> None:
-        """The run has come to `step`, at a `rate` in words; shown by `status`."""
-        self.lease.advance(step, rate)
+    def advance(self, step: int, rate: float = 0.0, unit: str = "") -> None:
+        """The run has come to `step`, at a `rate` of `unit` (tokens/s, say); for `status`."""
+        self.lease.advance(step, rate, unit)
 
     def should_stop(self) -> bool:
         """Whether to write a checkpoint and raise Stopped. LeaseLost if the run is another's."""
@@ -184,10 +184,18 @@ def attempt(run: Run, *, dead: int = 0) -> Iterator[Attempt]:
     except Exception as error:
         if new.status == "waiting":
             new.status = "diverged" if isinstance(error, Diverged) else "failed"
-            new.error = one_line(error)
+            new.error = error_line(error)
         raise
     finally:
         lease.end(new.status, new.error)
+
+
+def error_line(error: BaseException) -> str:
+    """What went wrong on one line: with the error's type where it is a bug and no bad input."""
+    name, line = type(error).__name__, one_line(error)
+    if name == "OutOfMemoryError":
+        return f"the GPU is out of memory: lower the batch size ({line[:200]})"
+    return line if isinstance(error, (*USER_ERRORS, Diverged, Stopped)) else f"{name}: {line}"
 
 
 def publish(run: Run, dataset: xr.Dataset, **fields: Any) -> None:

@@ -14,7 +14,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tyro
@@ -46,6 +46,45 @@ def run_command(
     except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def run_subcommand(
+    program: str,
+    commands: Mapping[str, Callable[[list[str]], int]],
+    argv: list[str],
+    more_help: str = "",
+) -> int:
+    """Call the one of `commands` that the first argument names with the others.
+
+    Without arguments, or with --help, a line of usage. ValueError for an unknown command.
+    """
+    command, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if command in ("", "-h", "--help"):
+        print(f"usage: {program} {{{' | '.join(commands)}}} [--help | options]")
+        if more_help:
+            print(more_help)
+        return 0
+    if command not in commands:
+        raise ValueError(f"command {command!r} is unknown; expected one of {', '.join(commands)}")
+    return commands[command](rest)
+
+
+def take_option(argv: list[str], option: str, default: str) -> tuple[str, list[str]]:
+    """The value of one option and the other arguments, to read it before them.
+
+    A recipe does so, as it gives the defaults of all other options. ValueError if it has no value.
+    """
+    rest = list(argv)
+    for index, argument in enumerate(argv):
+        if argument == option:
+            if index + 1 == len(argv):
+                raise ValueError(f"{option} has no value; expected one")
+            del rest[index : index + 2]
+            return argv[index + 1], rest
+        if argument.startswith(f"{option}="):
+            del rest[index]
+            return argument.removeprefix(f"{option}="), rest
+    return default, rest
 
 
 def parse_options(

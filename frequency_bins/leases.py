@@ -70,9 +70,9 @@ class Lease:
         self._begin, self._first_step = time.monotonic(), step
         self._state["first_step"] = self._state["step"] = step
 
-    def advance(self, step: int, rate: str = "") -> None:
-        """The run has come to `step`; the next beat says so. `rate` is for the reader's eye."""
-        self._state |= {"step": step, "rate": rate}
+    def advance(self, step: int, rate: float, unit: str) -> None:
+        """The run has come to `step`; the next beat says so."""
+        self._state |= {"step": step, "rate": rate, "unit": unit}
 
     def check(self) -> None:
         """Raise LeaseLost if a later attempt has begun."""
@@ -98,7 +98,7 @@ class Lease:
         while not self._ending.wait(BEAT_SECONDS):
             if self._successor().exists():
                 self.lost.set()
-                return  # what the successor's readers see must not move any more
+                return
             if (self.folder / "stop").exists():
                 self.stop.set()
             self._state["beat"] += 1
@@ -140,7 +140,8 @@ def acquire(attempts: Path, *, dead: int = 0) -> Lease:
         "step": 0,
         "first_step": 0,
         "steps_per_second": 0.0,
-        "rate": "",
+        "rate": 0.0,
+        "unit": "",
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "kernel": kernel_id(),

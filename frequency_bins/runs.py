@@ -331,13 +331,8 @@ class Study:
 
 def read_study(folder: Path | str) -> Study:
     """Read every run of a study. ValueError if the folder is missing; nothing else stops it."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a study: expected a folder of runs")
     finished, unfinished, problems = [], [], []
-    for path in sorted(folder.iterdir()):
-        if not _RUN_ID.fullmatch(path.name):
-            continue
+    for path in run_folders(folder):
         run = Run(path)
         try:
             if run.status == "finished":
@@ -348,8 +343,19 @@ def read_study(folder: Path | str) -> Study:
         except (ValueError, OSError) as error:
             problems.append((path, str(error)))
     return Study(
-        folder=folder, runs=tuple(finished), unfinished=tuple(unfinished), problems=tuple(problems)
+        folder=Path(folder),
+        runs=tuple(finished),
+        unfinished=tuple(unfinished),
+        problems=tuple(problems),
     )
+
+
+def run_folders(folder: Path | str) -> list[Path]:
+    """The folders of a study's runs, sorted by id. ValueError if the study's folder is missing."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a study: expected a folder of runs")
+    return [path for path in sorted(folder.iterdir()) if _RUN_ID.fullmatch(path.name)]
 
 
 def stack(runs: Sequence[Run]) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""python -m llm_experiments prepare | train | sweep | status | plan | audit"""
+"""python -m llm_experiments prepare | train | sweep | status | retry | plan | audit"""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes
 
-from frequency_bins import FrequencyBins, coverage, percentile, read_study, write_atomically
-from frequency_bins.command_line import parse_options, run_command
+from frequency_bins import FrequencyBins, coverage, percentile, write_atomically
+from frequency_bins.command_line import parse_options, run_command, run_subcommand, take_option
+from frequency_bins.executors import ExecutorConfig
+from frequency_bins.executors.command_line import Retry, print_counts, status_command
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.corpora import CorpusConfig
 from llm_experiments.recipes import recipe
 
 _PROGRAM = "python -m llm_experiments"
-_COMMANDS = ("prepare", "train", "sweep", "status", "plan", "audit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Train:
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     device: str = "auto"
     """auto, cpu or cuda"""
+    execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,41 +66,35 @@ class Audit:
     """write a CSV file with a line for every token"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """Show every run of a study."""
-
-    study: Positional[Path]
-    """folder runs/<study>"""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 when a run failed; 2 with one line on bad input."""
     return run_command(_main, argv)
 
 
 def _main(argv: list[str]) -> int:
-    command, rest = (argv[0], argv[1:]) if argv else ("", [])
-    if command in ("", "-h", "--help"):
-        print(f"usage: {_PROGRAM} {{{' | '.join(_COMMANDS)}}} [--help | options]")
-        return 0
-    if command not in _COMMANDS:
-        raise ValueError(f"command {command!r} is unknown; expected one of {', '.join(_COMMANDS)}")
-    commands = (_prepare, _train, _sweep, _status, _plan, _audit)
-    return dict(zip(_COMMANDS, commands, strict=True))[command](rest)
+    commands = {
+        "prepare": _prepare,
+        "train": _train,
+        "sweep": _sweep,
+        "status": lambda rest: status_command(_PROGRAM, rest),
+        "retry": _retry,
+        "plan": _plan,
+        "audit": _audit,
+    }
+    return run_subcommand(_PROGRAM, commands, argv)
 
 
 def _sweep(argv: list[str]) -> int:
-    name, rest = _take(argv, "--recipe", "demo")
+    name, rest = take_option(argv, "--recipe", "demo")
     return _run(*(_changed(grid, rest) for grid in recipe(name)))
 
 
 def _plan(argv: list[str]) -> int:
     from llm_experiments.plan import plan
 
-    card, rest = _take(argv, "--card", "h200")
-    share, rest = _take(rest, "--utilisation", "0.4")
-    name, rest = _take(rest, "--recipe", "demo")
+    card, rest = take_option(argv, "--card", "h200")
+    share, rest = take_option(rest, "--utilisation", "0.4")
+    name, rest = take_option(rest, "--recipe", "demo")
     try:
         utilisation = float(share)
     except ValueError:
@@ -137,24 +132,6 @@ def _changed(grid: SweepConfig, argv: list[str]) -> SweepConfig:
     return changed
 
 
-def _take(argv: list[str], option: str, default: str) -> tuple[str, list[str]]:
-    """The value of one option, and the other arguments.
-
-    The recipe gives the defaults of all other options, so it is read before them.
-    """
-    rest = list(argv)
-    for index, argument in enumerate(argv):
-        if argument == option:
-            if index + 1 == len(argv):
-                raise ValueError(f"{option} has no value; expected one")
-            del rest[index : index + 2]
-            return argv[index + 1], rest
-        if argument.startswith(f"{option}="):
-            del rest[index]
-            return argument.removeprefix(f"{option}="), rest
-    return default, rest
-
-
 def _train(argv: list[str]) -> int:
     options = parse_options(Train, argv, prog=f"{_PROGRAM} train")
     run: RunConfig = options.run
@@ -171,6 +148,7 @@ def _train(argv: list[str]) -> int:
             training=TrainingConfig(**shared),
             data=options.data,
             device=options.device,
+            execution=options.execution,
         )
     )
 
@@ -178,10 +156,14 @@ def _train(argv: list[str]) -> int:
 def _run(*grids: SweepConfig) -> int:
     from llm_experiments.sweep import sweep  # after the options are read: it imports for seconds
 
-    counts = sweep(*grids)
-    done = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
-    print(f"{grids[0].study_folder}: {done}")
-    return 1 if counts.get("failed") else 0
+    return print_counts(grids[0].study_folder, sweep(*grids))
+
+
+def _retry(argv: list[str]) -> int:
+    from llm_experiments.sweep import retry
+
+    options = parse_options(Retry, argv, prog=f"{_PROGRAM} retry")
+    return print_counts(options.study, retry(options.study, options.execution, options.device))
 
 
 def _audit(argv: list[str]) -> int:
@@ -255,28 +237,6 @@ def _prepare(argv: list[str]) -> int:
         f"counts for `python -m ufm predict --counts`: {write_counts(corpus)}", soft_wrap=True
     )
     return 0
-
-
-def _status(argv: list[str]) -> int:
-    options = parse_options(Status, argv, prog=f"{_PROGRAM} status")
-    study = read_study(options.study)
-    table = Table("run", "model", "weight decay", "seed", "status", "step", "error")
-    for run in sorted((*study.runs, *study.unfinished), key=lambda run: run.id):
-        manifest, scalars = run.manifest, run.scalars()
-        config = manifest["config"]
-        step = scalars[-1]["step"] if scalars else 0
-        table.add_row(
-            run.id,
-            *(str(config.get(name, "")) for name in ("model", "weight_decay", "seed")),
-            manifest["status"],
-            f"{step}/{config.get('steps', '?')}",
-            Text(manifest.get("error") or ""),
-        )
-    console = Console(highlight=False)
-    console.print(table)
-    for path, reason in study.problems:
-        console.print(f"unreadable: {path}: {reason}", markup=False)
-    return 1 if study.problems else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
+from frequency_bins.executors import ExecutorConfig
 from llm_experiments.corpora import CorpusConfig
 from llm_experiments.models.presets import MODEL_NAMES
 from llm_experiments.tokenization import SMALLEST_VOCABULARY
@@ -109,6 +110,13 @@ class RunConfig(TrainingConfig):
         _finite("loss_weight_exponent", self.loss_weight_exponent)
         _at_least("seed", self.seed, 0)
 
+    def describe(self) -> str:
+        """The run in a few words: what a sweep may vary."""
+        parts = [self.model, f"weight decay {self.weight_decay:g}", f"seed {self.seed}"]
+        if self.loss_weight_exponent:
+            parts.append(f"loss weight exponent {self.loss_weight_exponent:g}")
+        return ", ".join(parts + ([] if self.decay == "all" else [f"decay {self.decay}"]))
+
     def resolved(self, data: DataConfig, data_hash: str) -> dict[str, Any]:
         """What the run's id is the hash of: everything that changes its result, no path."""
         described = asdict(data)
@@ -149,14 +157,11 @@ class SweepConfig:
     """auto, cpu or cuda"""
     save_model: bool = False
     """keep the trained model in the run's folder, in transformers' format"""
-    runs_in_parallel: int | None = None
-    """child processes; default: one a GPU, or one for every `threads` CPU cores"""
+    execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
     def __post_init__(self) -> None:
         if not self.study or Path(self.study).name != self.study or self.study.startswith("."):
             raise ValueError(f"study {self.study!r} is not a plain folder name")
-        if self.runs_in_parallel is not None:
-            _at_least("runs_in_parallel", self.runs_in_parallel, 1)
         for name in ("models", "weight_decays", "seeds", "decays", "loss_weight_exponents"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; expected at least one")

@@ -1,4 +1,4 @@
-"""python -m vision_appendix train | sweep | plan"""
+"""python -m vision_appendix train | sweep | status | retry | plan"""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes
 
-from frequency_bins.command_line import parse_options, run_command
+from frequency_bins.command_line import parse_options, run_command, run_subcommand, take_option
+from frequency_bins.executors import ExecutorConfig
+from frequency_bins.executors.command_line import Retry, print_counts, status_command
 from vision_appendix.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from vision_appendix.recipes import recipe
 
@@ -30,6 +32,7 @@ class Train:
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     device: str = "auto"
     """auto, cpu or cuda"""
+    execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,15 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    commands = {"train": _train, "sweep": _sweep, "plan": _plan}
-    command, rest = (argv[0], argv[1:]) if argv else ("", [])
-    if command in ("", "-h", "--help"):
-        print(f"usage: {_PROGRAM} {{{' | '.join(commands)}}} [--help | options]")
-        print("sweep and plan take --recipe digits | figure9; with --data-dir it is figure9")
-        return 0
-    if command not in commands:
-        raise ValueError(f"command {command!r} is unknown; expected one of {', '.join(commands)}")
-    return commands[command](rest)
+    commands = {
+        "train": _train,
+        "sweep": _sweep,
+        "status": lambda rest: status_command(_PROGRAM, rest),
+        "retry": _retry,
+        "plan": _plan,
+    }
+    recipes = "sweep and plan take --recipe digits | figure9; with --data-dir it is figure9"
+    return run_subcommand(_PROGRAM, commands, argv, recipes)
 
 
 def _train(argv: list[str]) -> int:
@@ -69,6 +72,7 @@ def _train(argv: list[str]) -> int:
             training=TrainingConfig(**shared),
             data=options.data,
             device=options.device,
+            execution=options.execution,
         )
     )
 
@@ -80,10 +84,14 @@ def _sweep(argv: list[str]) -> int:
 def _run(config: SweepConfig) -> int:
     from vision_appendix.sweep import sweep  # after the options are read: it imports for seconds
 
-    counts = sweep(config)
-    done = ", ".join(f"{number} {status}" for status, number in counts.items())
-    print(f"{config.runs_dir / config.study}: {done}")
-    return 0
+    return print_counts(config.runs_dir / config.study, sweep(config))
+
+
+def _retry(argv: list[str]) -> int:
+    from vision_appendix.sweep import retry
+
+    options = parse_options(Retry, argv, prog=f"{_PROGRAM} retry")
+    return print_counts(options.study, retry(options.study, options.execution, options.device))
 
 
 def _plan(argv: list[str]) -> int:
@@ -110,19 +118,8 @@ def _sweep_config(command: str, argv: list[str]) -> SweepConfig:
 
 
 def _take_recipe(argv: list[str]) -> tuple[str, list[str]]:
-    """The recipe gives the defaults of all other options, so it is read before them."""
-    rest = list(argv)
-    for index, argument in enumerate(argv):
-        if argument == "--recipe":
-            if index + 1 == len(argv):
-                raise ValueError("--recipe has no value; expected a name")
-            del rest[index : index + 2]
-            return argv[index + 1], rest
-        if argument.startswith("--recipe="):
-            del rest[index]
-            return argument.removeprefix("--recipe="), rest
     has_folder = any(argument.replace("_", "-").startswith("--data-dir") for argument in argv)
-    return "figure9" if has_folder else "digits", rest
+    return take_option(argv, "--recipe", "figure9" if has_folder else "digits")
 
 
 def _duration(seconds: float) -> str:

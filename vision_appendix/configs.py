@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
+from frequency_bins.executors import ExecutorConfig
+
 DecayGroup = Literal["all", "matrices", "no-classifier", "classifier"]
 DecayMode = Literal["l2", "decoupled"]
 Precision = Literal["float32", "bfloat16"]
@@ -147,6 +149,7 @@ class SweepConfig:
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     device: str = "auto"
     """auto, cpu or cuda"""
+    execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
     def __post_init__(self) -> None:
         if not self.study or Path(self.study).name != self.study or self.study.startswith("."):

@@ -1,41 +1,46 @@
-"""A grid of runs, one after another: finished ones are skipped, interrupted ones go on."""
+"""A grid of runs: what an executor has to do for each, and how to do the failed ones again."""
 
 from __future__ import annotations
 
 import contextlib
-import shlex
-import subprocess
-import sys
+import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from frequency_bins import (
-    ClassMetrics,
-    Diverged,
-    Run,
-    RunInUse,
-    attempt,
-    resolve_device,
-    run_id,
-)
+from frequency_bins import Attempt, ClassMetrics, Run, resolve_device, run_id
+from frequency_bins.circumstances import absolute, circumstances, command_line, of_manifest, places
+from frequency_bins.executors import ExecutorConfig, SweepProgress, Task, open_pool
+from frequency_bins.executors import sweep as run_tasks
+from frequency_bins.status import unfinished_business
 from vision_appendix.augmentation import check_size
-from vision_appendix.configs import RunConfig, SweepConfig
+from vision_appendix.configs import DataConfig, RunConfig, SweepConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages, load_images, resolve_counts
 from vision_appendix.training import (
+    Progress,
     build,
     evaluation_steps,
     synchronise,
     train,
     training_step,
 )
+
+_PACKAGES = ("torch", "torchvision", "numpy", "xarray", "h5netcdf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a worker needs to know of one run, beside its folder."""
+
+    config: RunConfig
+    class_counts: tuple[int, ...]
+    data: DataConfig
+    device: str
+    command: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,35 +65,33 @@ class Cell:
 def sweep(config: SweepConfig) -> dict[str, int]:
     """Run what is missing of a grid; returns how many runs ended in each status.
 
-    Runs that are finished or known to diverge are skipped. Every run has a lock, so two sweeps
-    started at once do no run twice.
+    Raises:
+        ValueError, OSError: what the user has to mend; see `frequency_bins.executors.sweep`.
+    """
+    if config.execution.executor == "local":
+        resolve_device(config.device)
+    data = load_images(config.data)
+    tasks = [create_task(config, cell, data) for cell in resolve_cells(config, data)]
+    return _run(tasks, config.execution, config.device, config.training.threads)
+
+
+def retry(study: Path, execution: ExecutorConfig, device: str = "auto") -> dict[str, int]:
+    """Run the failed and lost runs of a study again, from what their manifests hold.
 
     Raises:
-        ValueError, OSError: what the user has to mend; runs interrupted by it can go on later.
+        ValueError: a manifest without its data's place, or data that are others by now.
     """
-    device = resolve_device(config.device)
-    data = load_images(config.data).to(device)
-    runs = [(cell, create_run(config, cell, data)) for cell in resolve_cells(config, data)]
-    counts: dict[str, int] = {}
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True, highlight=False),
-    )
-    with bars:
-        steps = sum(cell.steps for cell, run in runs if not run.is_done())
-        everything = bars.add_task("all steps", total=steps, speed="")
-        for number, (cell, run) in enumerate(runs, start=1):
-            status = "finished earlier" if run.is_done() else _attempt(cell, run, data, bars)
-            counts[status] = counts.get(status, 0) + 1
-            if status != "finished earlier":
-                bars.advance(everything, cell.steps)
-                line = f"[{number}/{len(runs)}] {cell.describe()} {status}"
-                bars.console.print(line, markup=False)
-    return counts
+    tasks = [_task_again(run, device) for run in unfinished_business(study)]
+    threads = max((task.argument.config.threads for task in tasks), default=1)
+    return _run(tasks, execution, device, threads)
+
+
+def _run(
+    tasks: Sequence[Task], execution: ExecutorConfig, device: str, threads: int
+) -> dict[str, int]:
+    open_it = functools.partial(open_pool, execution, device=device, threads=threads)
+    with contextlib.closing(SweepProgress()) as progress:
+        return run_tasks(tasks, open_it, progress)
 
 
 def plan(config: SweepConfig, *, steps: int = 3) -> list[tuple[Cell, float | None]]:
@@ -102,7 +105,7 @@ def plan(config: SweepConfig, *, steps: int = 3) -> list[tuple[Cell, float | Non
     seconds = 0.0
     planned: list[tuple[Cell, float | None]] = []
     for cell in resolve_cells(config, data):
-        folder = config.runs_dir / config.study / run_id(_resolved(config, cell, data))
+        folder = config.runs_dir / config.study / run_id(_resolved(config.data, cell, data))
         if folder.is_dir() and Run(folder).is_done():
             planned.append((cell, None))
             continue
@@ -117,36 +120,68 @@ def resolve_cells(config: SweepConfig, data: LabelledImages) -> list[Cell]:
     return [Cell(config=cell, class_counts=resolve_counts(cell, data)) for cell in config.cells()]
 
 
-def create_run(config: SweepConfig, cell: Cell, data: LabelledImages) -> Run:
-    """The folder of a run; one that is there already is kept."""
-    return Run.create(config.runs_dir / config.study, _resolved(config, cell, data))
+def create_task(config: SweepConfig, cell: Cell, data: LabelledImages) -> Task:
+    """A run of the grid with its folder; one that is there already is kept."""
+    run = Run.create(
+        config.runs_dir / config.study,
+        _resolved(config.data, cell, data),
+        label=cell.describe(),
+        steps=cell.steps,
+        data=places(config.data),
+    )
+    return _task(run, cell, config.data, config.device)
 
 
-def _attempt(cell: Cell, run: Run, data: LabelledImages, bars: Progress) -> str:
-    bar = bars.add_task(cell.describe(), total=cell.steps, speed="")
-    subset = data.subset(cell.class_counts, cell.config.seed)
-    try:
-        with attempt(run) as mine:
-            if run.is_done():  # by another sweep, meanwhile
-                return "finished earlier"
-            if run.status == "finished":
-                mine.withdraw()
-            mine.update(**_circumstances(cell.config, subset))
-            train(
-                cell.config,
-                subset,
-                mine,
-                report=lambda at: bars.update(
-                    bar, completed=at.step, speed=f"{at.images_per_second:,.0f} images/s"
-                ),
-            )
-        return "finished"
-    except RunInUse:
-        return "in use"
-    except Diverged:
-        return "diverged"
-    finally:
-        bars.remove_task(bar)
+def _task_again(run: Run, device: str) -> Task:
+    data, config = of_manifest(run, DataConfig, RunConfig)
+    images = _loaded(data, torch.device("cpu"))
+    cell = Cell(config=config, class_counts=resolve_counts(config, images))
+    if run_id(_resolved(data, cell, images)) != run.id:
+        raise ValueError(f"{run.folder}: its images are others by now")
+    return _task(run, cell, data, device)
+
+
+def _task(run: Run, cell: Cell, data: DataConfig, device: str) -> Task:
+    recipe = Recipe(
+        config=cell.config,
+        class_counts=cell.class_counts,
+        data=absolute(data),
+        device=device,
+        command=command_line(),
+    )
+    return Task(
+        folder=run.folder.resolve(),
+        work=work,
+        argument=recipe,
+        steps=cell.steps,
+        label=cell.describe(),
+    )
+
+
+def work(attempt: Attempt, recipe: Recipe) -> None:
+    """Do one run in this process."""
+    device, config = resolve_device(recipe.device), recipe.config
+    data = _loaded(recipe.data, device).subset(recipe.class_counts, config.seed)
+    model, _ = build(config, data)
+    attempt.update(
+        **circumstances(
+            _PACKAGES,
+            device,
+            data_hash=data.data_hash,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            command=recipe.command,
+        )
+    )
+
+    def report(progress: Progress) -> None:
+        attempt.advance(progress.step, progress.images_per_second, "images/s")
+
+    train(config, data, attempt, report=report)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(data: DataConfig, device: torch.device) -> LabelledImages:
+    return load_images(data).to(device)
 
 
 def _seconds_per_step(cell: Cell, data: LabelledImages, steps: int) -> float:
@@ -164,31 +199,5 @@ def _seconds_per_step(cell: Cell, data: LabelledImages, steps: int) -> float:
     return (time.perf_counter() - begin) / steps
 
 
-def _resolved(config: SweepConfig, cell: Cell, data: LabelledImages) -> dict[str, Any]:
-    return cell.config.resolved(config.data, cell.class_counts, data.data_hash)
-
-
-def _circumstances(config: RunConfig, data: LabelledImages) -> dict[str, Any]:
-    """What the manifest tells of how a run was done, beside its config."""
-    device = data.images.device
-    model, _ = build(config, data)
-    packages = ("torch", "torchvision", "numpy", "xarray", "h5netcdf")
-    return {
-        "versions": {
-            "python": sys.version.split()[0],
-            **{package: version(package) for package in packages},
-        },
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "git_commit": _git_commit(),
-        "data_hash": data.data_hash,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-    }
-
-
-def _git_commit() -> str | None:
-    command = ("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD")
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return None
+def _resolved(data: DataConfig, cell: Cell, images: LabelledImages) -> dict[str, Any]:
+    return cell.config.resolved(data, cell.class_counts, images.data_hash)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from frequency_bins import read_study
+from frequency_bins.executors import ExecutorConfig
 from llm_experiments.__main__ import main
 from llm_experiments.checkpoints import load_latest, save
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
@@ -167,7 +168,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(
         training=training,
         data=data,
         device="cpu",
-        runs_in_parallel=1,
+        execution=ExecutorConfig(runs_in_parallel=1),
     )
     assert sweep(config) == {"finished earlier": 0, "diverged": 1}
     assert sweep(config) == {"finished earlier": 1}
@@ -185,7 +186,7 @@ def test_the_id_of_a_run_holds_all_that_changes_it(data: DataConfig) -> None:
 def test_status_shows_every_run(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(undisturbed)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("finished") == 2
+    assert "2 runs: 2 finished" in shown
     assert shown.count("60/60") == 2
 
 

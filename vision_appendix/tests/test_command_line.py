@@ -101,9 +101,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 def test_unknown_commands_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["swep"]) == 2
-    assert "expected one of train, sweep, plan" in capsys.readouterr().err
+    assert "expected one of train, sweep, status, retry, plan" in capsys.readouterr().err
     assert main([]) == 0
-    assert "train | sweep | plan" in capsys.readouterr().out
+    assert "train | sweep | status | retry | plan" in capsys.readouterr().out
 
 
 def test_an_unwritable_place_is_one_line(

@@ -1,0 +1,26 @@
+"""Sweeps of runs on whatever there is: child processes, a Ray cluster, Slurm.
+
+A room makes a `Task` of each run; `sweep` does what is missing of them. Workers leave everything
+in the run store (attempts.py), so no result travels through an executor, and whoever reads the
+store knows how the sweep stands (status.py).
+"""
+
+from __future__ import annotations
+
+from frequency_bins.executors.pools import ExecutorConfig, Pool, WorkerDied, open_pool
+from frequency_bins.executors.progress import SweepProgress
+from frequency_bins.executors.sweep import EARLIER, sweep
+from frequency_bins.executors.tasks import Outcome, Task, do
+
+__all__ = [
+    "EARLIER",
+    "ExecutorConfig",
+    "Outcome",
+    "Pool",
+    "SweepProgress",
+    "Task",
+    "WorkerDied",
+    "do",
+    "open_pool",
+    "sweep",
+]
