@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,15 @@ from frequency_bins.executors import ExecutorConfig
 from frequency_bins.executors.command_line import Retry, print_counts, status_command
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.corpora import CorpusConfig
-from llm_experiments.recipes import recipe
+from llm_experiments.models.presets import MODEL_NAMES
+from llm_experiments.recipes import published, recipe
 
 _PROGRAM = "python -m llm_experiments"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train one run."""
+    """Train one run; for a published model the defaults are the paper's recipe."""
 
     study: str = "single"
     """name of the study's folder"""
@@ -100,16 +101,17 @@ def _plan(argv: list[str]) -> int:
     except ValueError:
         raise ValueError(f"--utilisation is {share!r}; expected a number") from None
     rows = plan([_changed(grid, rest) for grid in recipe(name)])
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
     table.add_column("corpus", no_wrap=True)
-    for heading in ("runs", "done", "params M", "tokens M", "FLOP", "GiB", f"{card} h"):
+    for heading in ("done", "params", "tokens", "FLOP", "state", "activ.", f"{card} h"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            *(row.model, row.corpus, str(row.runs), str(row.finished)),
-            *(f"{row.parameters / 1e6:.1f}", f"{row.tokens / 1e6:.1f}", f"{row.flops:.1e}"),
-            *(f"{row.state_bytes / 2**30:.2f}", f"{row.gpu_hours(card, utilisation):.2f}"),
+            *(row.model, row.corpus, f"{row.finished}/{row.runs}"),
+            *(f"{row.parameters / 1e6:.1f}M", f"{row.tokens / 1e6:.1f}M", f"{row.flops:.1e}"),
+            *(f"{size / 2**30:.2f}G" for size in (row.state_bytes, row.activation_bytes)),
+            f"{row.gpu_hours(card, utilisation):.2f}",
         )
     console = Console(highlight=False)
     console.print(table)
@@ -118,7 +120,8 @@ def _plan(argv: list[str]) -> int:
     console.print(
         f"{left} runs to do: {hours:.2f} {card} hours of training, if {utilisation:.0%} of the "
         "card's data-sheet rate is kept (an assumption; evaluation and start-up come on top). "
-        "Tokens and FLOP are those of one run; GiB is the state: weights, gradients and optimizer."
+        "Tokens, FLOP and memory (GiB) are those of one run. State: weights, gradients, optimizer. "
+        "Activations: an estimate of what a forward pass keeps, without torch.compile."
     )
     return 0
 
@@ -133,7 +136,7 @@ def _changed(grid: SweepConfig, argv: list[str]) -> SweepConfig:
 
 
 def _train(argv: list[str]) -> int:
-    options = parse_options(Train, argv, prog=f"{_PROGRAM} train")
+    options = parse_options(Train, argv, prog=f"{_PROGRAM} train", default=_train_defaults(argv))
     run: RunConfig = options.run
     shared = {name: getattr(run, name) for name in TrainingConfig.__dataclass_fields__}
     return _run(
@@ -151,6 +154,15 @@ def _train(argv: list[str]) -> int:
             execution=options.execution,
         )
     )
+
+
+def _train_defaults(argv: list[str]) -> Train:
+    """The paper's recipe for the model that is asked for; that of Train itself for a tiny one."""
+    name, _ = _take(argv, "--model", RunConfig.model)
+    if name not in MODEL_NAMES or name.endswith("-tiny"):
+        return Train()
+    training, data = published(name)
+    return Train(run=RunConfig(**asdict(training), model=name), data=data)
 
 
 def _run(*grids: SweepConfig) -> int:

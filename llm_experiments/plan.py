@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from frequency_bins import Run, read_study
 from llm_experiments.configs import SweepConfig
-from llm_experiments.models.presets import build_model
+from llm_experiments.models.presets import build_model, classifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Dense half-precision matrix rate by the vendor's data sheet, FLOP/s.
 CARDS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}
@@ -29,6 +37,8 @@ class ModelPlan:
     """training tokens of one run"""
     flops: float
     """floating-point operations of one run's training"""
+    activation_bytes: int
+    """what a forward pass keeps for the backward pass, see `activation_bytes`"""
 
     @property
     def state_bytes(self) -> int:
@@ -59,21 +69,62 @@ def _plan(grid: SweepConfig, name: str) -> ModelPlan:
     model = build_model(
         name, vocab_size=grid.data.vocab_size, tied=training.tie_embeddings, device="meta"
     )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = training.steps * training.batch_size * training.accumulation * context
-    # 6 a parameter and token for the matrices (tied embeddings work once, as the classifier), and
-    # 6 T a query width for causal attention: scores and mixing, forward and twice that backward.
-    per_token = 6 * parameters + 6 * context * _query_width(model.config)
+    half = None if training.precision == "fp32" else torch.bfloat16  # fp16 is as wide
+    kept = activation_bytes(model, training.batch_size, context, half)
     return ModelPlan(
         study=grid.study,
         model=name,
         corpus=grid.data.corpus,
         runs=len(grid.cells()) // len(grid.models),
         finished=_finished(grid, name),
-        parameters=parameters,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         tokens=tokens,
-        flops=float(per_token) * tokens,
+        flops=float(flops_per_token(model, context)) * tokens,
+        activation_bytes=kept,
     )
+
+
+def flops_per_token(model: PreTrainedModel, context: int) -> int:
+    """Floating-point operations of training on one token, forward and backward.
+
+    6 for each entry of a matrix that multiplies (the embedding of the input is a look-up), and
+    6 T for each entry of the queries: scores and mixing over T/2 tokens on average.
+    """
+    matrices = sum(p.numel() for p in model.parameters())
+    if classifier(model) is not (embedding := model.get_input_embeddings().weight):
+        matrices -= embedding.numel()
+    return 6 * matrices + 6 * context * _query_width(model.config)
+
+
+def activation_bytes(
+    model: PreTrainedModel, batch_size: int, context: int, half: torch.dtype | None
+) -> int:
+    """Bytes that a forward pass keeps for the backward pass: what autograd saves, by its shapes.
+
+    Counted in eager mode on tensors without memory (torch.compile keeps less); in half precision
+    the weights' half copies are among it. On top come what the loss head (the classifier's
+    gradient in fp32) and the allocator need.
+    """
+    body = model.base_model
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()  # held, so that no other one gets its number
+        kept[storage._cdata] = storage
+        return tensor
+
+    with FakeTensorMode():
+        weights = {n: torch.empty(p.shape, requires_grad=True) for n, p in body.named_parameters()}
+        state = weights | {n: torch.empty(b.shape) for n, b in body.named_buffers()}
+        inputs = {"input_ids": torch.zeros(batch_size, context, dtype=torch.int64)}
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", half, enabled=half is not None),
+        ):
+            torch.func.functional_call(body, state, kwargs=inputs | {"use_cache": False})
+        own = {weight.untyped_storage()._cdata for weight in weights.values()}
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
 
 
 def _query_width(config: object) -> int:

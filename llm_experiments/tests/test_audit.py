@@ -103,16 +103,3 @@ def test_a_tokenizer_of_another_model_is_refused(corpus: PreparedCorpus, tmp_pat
     save_model(build_model("qwen2-tiny", vocab_size=280), corpus, tmp_path)
     with pytest.raises(ValueError, match="300 tokens, the model 280"):
         load(tmp_path)
-
-
-def test_plan_trains_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["plan", "--recipe", "figure1"]) == 0
-    shown = capsys.readouterr().out
-    assert "3036.7" in shown
-    assert "140 runs to do" in shown
-    assert list(tmp_path.iterdir()) == []
-    assert main(["plan", "--card", "abacus"]) == 2
-    assert "abacus" in capsys.readouterr().err

@@ -194,8 +194,7 @@ def test_offline_means_no_network(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
-        env=environment
-        | {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=environment,
         capture_output=True,
         text=True,
     )
