@@ -9,11 +9,10 @@ from frequency_bins.counts import class_counts, coverage, percentile, rare_share
 from frequency_bins.devices import resolve_device
 from frequency_bins.learning_speed import carry_forward, learning_speed
 from frequency_bins.leases import LeaseLost, RunInUse
+from frequency_bins.records import FORMAT_VERSION, class_record
 from frequency_bins.runs import (
-    FORMAT_VERSION,
     Run,
     Study,
-    class_record,
     read_study,
     run_id,
     stack,

@@ -33,13 +33,13 @@ from frequency_bins.leases import (
     attempt_folders,
     rename_exclusively,
 )
+from frequency_bins.records import record_bytes
 from frequency_bins.runs import (
     Run,
     json_document,
     naming,
     read_json,
     read_scalars,
-    record_bytes,
     sha256,
     sync_folder,
     write_atomically,
@@ -105,7 +105,7 @@ class Attempt:
 
     def append_scalars(self, scalars: Mapping[str, Any]) -> None:
         """Append one line, which needs a `step`. Non-finite numbers are written as null."""
-        if not isinstance(scalars.get("step"), int):
+        if type(scalars.get("step")) is not int:  # True is an int, too
             raise ValueError(f"step is {scalars.get('step')!r}; expected an integer")
         _append(self.folder / "scalars.jsonl", scalars)
 
@@ -155,8 +155,8 @@ class Attempt:
         """Take back a record that was damaged, so that this attempt can make it again."""
         self.lease.check()
         manifest = self.run.stored_manifest
-        for name in ("classes.nc", "scalars.jsonl", *manifest.get("files", ())):
-            _remove(self.run.folder / Path(name).name)
+        for name in ("classes.nc", "scalars.jsonl", *_published(manifest, self.run.folder)):
+            _remove(self.run.folder / name)
         document = json_document(manifest | {"status": "new"})
         write_atomically(self.run.folder / "manifest.json", document)
         with contextlib.suppress(FileNotFoundError):
@@ -224,9 +224,7 @@ def complete(run: Run) -> None:
     if folder is None or manifest["status"] == "finished":
         return
     fields = read_json(folder / "manifest.json")
-    for name in fields["files"]:
-        if Path(name).name != name or name in _KEPT:
-            raise ValueError(f"{folder / 'manifest.json'}: {name!r} is not the name of a file")
+    for name in _published(fields, folder):
         with contextlib.suppress(FileNotFoundError):
             os.rename(folder / name, run.folder / name)
     for old in attempt_folders(folder.parent):
@@ -235,6 +233,18 @@ def complete(run: Run) -> None:
                 _remove(path)
     document = json_document(manifest | fields | {"status": "finished", "error": None})
     write_atomically(run.folder / "manifest.json", document)
+
+
+def _published(manifest: Mapping[str, Any], folder: Path) -> list[str]:
+    """The names under "files" in a manifest: plain ones, since they are moved and removed."""
+    names = manifest.get("files", [])
+    if not isinstance(names, list):
+        raise ValueError(f"{folder / 'manifest.json'}: files is {names!r}; expected a list")
+    for name in names:
+        plain = isinstance(name, str) and os.path.basename(name) == name and "\0" not in name
+        if not plain or name in ("", ".", "..", "attempts", *_KEPT):
+            raise ValueError(f"{folder / 'manifest.json'}: {name!r} is not the name of a file")
+    return names
 
 
 def _append(path: Path, scalars: Mapping[str, Any]) -> None:

@@ -27,12 +27,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from frequency_bins.input_files import open_regular, parse_json, read_file
+
 BEAT_SECONDS = 2.0
 # How long a lease of another machine may be silent before its holder counts as dead. NFS clients
 # see each other's writes within seconds; a minute also bears with a server that hangs briefly.
 PATIENCE_SECONDS = float(os.environ.get("FREQUENCY_BINS_PATIENCE", "60"))
 
-_NUMBER = re.compile(r"\d{4,}")
+_NUMBER = re.compile(r"[0-9]{4,9}")
 # The file keeps its size and is written in place, which works on a full disk too.
 _SIZE = 2048
 _LONGEST_ERROR = 1000
@@ -123,8 +125,11 @@ def acquire(attempts: Path, *, dead: int = 0) -> Lease:
 
     Raises:
         RunInUse: the newest attempt is held, or may be: its machine is another one.
+        ValueError: the folder is a symbolic link: what is written there would land elsewhere.
         OSError: the folder cannot be written.
     """
+    if attempts.is_symlink():
+        raise ValueError(f"{attempts} is a symbolic link; expected a folder of its own")
     attempts.mkdir(exist_ok=True)
     newest = newest_attempt(attempts)
     number = 1 if newest is None else int(newest.name) + 1
@@ -175,9 +180,10 @@ def newest_attempt(attempts: Path) -> Path | None:
 
 
 def attempt_folders(attempts: Path) -> list[Path]:
-    """The folders of a run's attempts, oldest first."""
+    """The folders of a run's attempts, oldest first; no symbolic links, which lead anywhere."""
     try:
-        names = os.listdir(attempts)
+        with os.scandir(attempts) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [attempts / name for name in sorted(filter(_NUMBER.fullmatch, names), key=int)]
@@ -186,10 +192,10 @@ def attempt_folders(attempts: Path) -> list[Path]:
 def read_lease(folder: Path) -> dict[str, Any]:
     """What an attempt's lease says, {} where it cannot be read or is not ours."""
     try:
-        state = json.loads((folder / "lease.json").read_bytes()[:_SIZE])
-    except (OSError, ValueError, RecursionError):
+        path = folder / "lease.json"
+        return parse_json(read_file(path, most_bytes=_SIZE, follow_links=False), str(path))
+    except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) else {}
 
 
 def is_held(folder: Path) -> bool | None:
@@ -200,7 +206,7 @@ def is_held(folder: Path) -> bool | None:
     if state.get("kernel") != kernel_id() or state.get("flock") is not True:
         return None
     try:
-        with open(folder / "lease.json", "rb") as file:
+        with open(folder / "lease.json", "rb", opener=open_regular) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import math
 import os
@@ -29,29 +28,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
 
+from frequency_bins.input_files import parse_json, read_file
 from frequency_bins.leases import attempt_folders, read_lease, rename_exclusively
+from frequency_bins.records import FORMAT_VERSION, from_bytes
 
-FORMAT_VERSION = 1
 STATUSES = ("new", "running", "waiting", "finished", "failed", "diverged")
 
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
-_WINDOW = ("step", "class")
-# Variable: its dimensions, its dtype and the count it is a mean over.
-_VARIABLES: dict[str, tuple[tuple[str, ...], str, str | None]] = {
-    "count": (_WINDOW, "int64", None),
-    "loss": (_WINDOW, "float64", "count"),
-    "accuracy": (_WINDOW, "float64", "count"),
-    "class_count": (("class",), "int64", None),
-    "label": (("class",), "object", None),
-    "final_count": (("class",), "int64", None),
-    "final_loss": (("class",), "float64", "final_count"),
-    "final_accuracy": (("class",), "float64", "final_count"),
-}
+_MOST_MANIFEST_BYTES, _MOST_SCALARS_BYTES, _MOST_RECORD_BYTES = 2**24, 2**30, 2**33
 
 
 def run_id(config: Mapping[str, Any]) -> str:
@@ -75,6 +62,8 @@ class Run:
         self.folder = Path(folder)
         if not _RUN_ID.fullmatch(self.id):
             raise ValueError(f"{self.folder} is not a run: expected a name of 12 hex digits")
+        if self.folder.is_symlink():  # what is written through it would land outside the study
+            raise ValueError(f"{self.folder} is a symbolic link; expected a folder of its own")
 
     @classmethod
     def create(cls, study_folder: Path | str, config: Mapping[str, Any], **fields: Any) -> Run:
@@ -205,14 +194,18 @@ class Run:
         Raises ValueError, naming the file, if the run is not finished, or the file is missing,
         cut short or not the one that the manifest speaks of.
         """
-        return _from_bytes(self._checked_classes(), self._classes_path)
+        content = self._checked_classes()
+        try:
+            return from_bytes(content)
+        except ValueError as error:
+            raise ValueError(f"{self._classes_path}: {error}") from None
 
     def _checked_classes(self) -> bytes:
         path, manifest = self._classes_path, self.manifest
         if manifest["status"] != "finished":
             raise ValueError(f"{path}: the run is {manifest['status']}, not finished")
         try:
-            content = path.read_bytes()
+            content = _read_own(path, _MOST_RECORD_BYTES)
         except FileNotFoundError:
             raise ValueError(f"{path}: missing, though the run is finished") from None
         if sha256(content) != manifest.get("classes_sha256"):
@@ -232,84 +225,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
-
-
-def class_record(
-    *,
-    steps: ArrayLike,
-    class_counts: ArrayLike,
-    labels: Sequence[str],
-    count: ArrayLike,
-    loss: ArrayLike,
-    accuracy: ArrayLike,
-    final_count: ArrayLike,
-    final_loss: ArrayLike,
-    final_accuracy: ArrayLike,
-    **windows: ArrayLike,
-) -> xr.Dataset:
-    """The record of one run, as `Run.publish` takes it.
-
-    T evaluation steps, V classes. `steps` (T,), increasing. `class_counts` (V,): training targets
-    of each class. `count`, `loss`, `accuracy` (T, V): targets since the previous evaluation, their
-    mean cross-entropy in nats and share of correct predictions, NaN where there was no target.
-    `final_*` (V,): the same over the whole training set after the last step. Any further
-    `windows` are (T, V) arrays too: a name that ends in ``_count`` counts, another is the mean
-    over ``<prefix>_count`` (test_count, test_loss, test_accuracy).
-
-    Raises ValueError where shapes, dtypes, signs or the place of NaN do not fit.
-    """
-    arrays = {
-        "count": count,
-        "loss": loss,
-        "accuracy": accuracy,
-        "class_count": class_counts,
-        "final_count": final_count,
-        "final_loss": final_loss,
-        "final_accuracy": final_accuracy,
-        **windows,
-    }
-    dataset = xr.Dataset(attrs={"format_version": FORMAT_VERSION})
-    dataset["label"] = _strings(labels)
-    dataset.coords["step"] = ("step", _integers("steps", steps))
-    for name, values in arrays.items():
-        dims, dtype, _ = _specification(name)
-        array = _integers(name, values) if dtype == "int64" else np.asarray(values, dtype=dtype)
-        if array.shape != (shape := tuple(dataset.sizes[dim] for dim in dims)):
-            raise ValueError(f"{name} has the shape {array.shape}; expected {shape}, dims {dims}")
-        dataset[name] = (dims, array, {"units": "nat"} if name.endswith("loss") else {})
-    return validated(dataset)
-
-
-def validated(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset, if it is a class record; else ValueError with what is wrong."""
-    if dataset.attrs.get("format_version") != FORMAT_VERSION:
-        version = dataset.attrs.get("format_version")
-        raise ValueError(f"format_version is {version!r}; expected {FORMAT_VERSION}")
-    missing = {*_VARIABLES, "step"} - set(dataset.variables)
-    if missing:
-        raise ValueError(f"no {sorted(missing)} in the class record")
-    step = dataset["step"]
-    if step.dims != ("step",) or step.dtype != np.int64 or not (np.diff(step.values) > 0).all():
-        raise ValueError(f"step {step.values!r} is not an increasing int64 axis")
-    for name in map(str, dataset.data_vars):
-        dims, dtype, over = _specification(name)
-        variable = dataset[name]
-        if variable.dims != dims or variable.dtype != np.dtype(dtype):
-            found = f"{variable.dtype} over {variable.dims}"
-            raise ValueError(f"{name} is {found}; expected {dtype} over {dims}")
-        if dtype == "int64" and (variable.values < 0).any():
-            raise ValueError(f"{name} holds {variable.values.min()}; expected counts of at least 0")
-        if over is not None:
-            if over not in dataset.data_vars:
-                raise ValueError(f"{name} is a mean over {over}, which is missing")
-            if not np.isnan(variable.values[dataset[over].values == 0]).all():
-                raise ValueError(f"{name} has a value where {over} is 0; expected NaN")
-        if name.endswith("accuracy") and ((variable < 0) | (variable > 1)).any():
-            raise ValueError(f"{name} lies outside 0..1: {variable.values!r}")
-    wrong = next((label for label in dataset["label"].values if not isinstance(label, str)), None)
-    if wrong is not None:
-        raise ValueError(f"label {wrong!r} is not a string")
-    return dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,8 +248,8 @@ def read_study(folder: Path | str) -> Study:
     """Read every run of a study. ValueError if the folder is missing; nothing else stops it."""
     finished, unfinished, problems = [], [], []
     for path in run_folders(folder):
-        run = Run(path)
         try:
+            run = Run(path)
             if run.status == "finished":
                 run._checked_classes()
                 finished.append(run)
@@ -412,79 +327,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-def _specification(name: str) -> tuple[tuple[str, ...], str, str | None]:
-    if name in _VARIABLES:
-        return _VARIABLES[name]
-    prefix = name.rpartition("_")[0]
-    if not prefix:
-        raise ValueError(f"{name!r} is no variable of a class record; expected <prefix>_<measure>")
-    return (_WINDOW, "int64", None) if name.endswith("_count") else (
-        _WINDOW, "float64", f"{prefix}_count",
-    )  # fmt: skip
-
-
-def _integers(name: str, values: ArrayLike) -> np.ndarray[Any, np.dtype[np.int64]]:
-    array = np.asarray(values)
-    if array.size and array.dtype.kind not in "iu":
-        raise ValueError(f"{name} is {array.dtype}; expected integers")
-    return array.astype(np.int64)
-
-
-def _strings(labels: Sequence[str]) -> xr.Variable:
-    # The fast path: else pandas makes UTF-8 of the strings, which a lone surrogate does not have.
-    return xr.Variable("class", np.array([*labels, None], dtype=object)[:-1], fastpath=True)
-
-
-def record_bytes(dataset: xr.Dataset) -> bytes:
-    """A class record as netCDF4; equal arrays give equal bytes. Raises as `validated`.
-
-    A label is stored as Python's `unicode_escape`, which is ASCII for every string.
-    """
-    stored = validated(dataset).copy()
-    escaped = [label.encode("unicode_escape").decode("ascii") for label in stored["label"].values]
-    stored["label"] = _strings(escaped)
-    stored["label"].attrs["encoding"] = "unicode_escape"
-    plain: dict[str, Any] = {"_FillValue": None}
-    packed = plain | {"zlib": True, "complevel": 4, "shuffle": True}
-    encoding = {
-        name: packed if variable.dtype.kind in "if" and variable.size else plain
-        for name, variable in stored.variables.items()
-    }
-    buffer = io.BytesIO()
-    stored.to_netcdf(buffer, engine="h5netcdf", encoding=encoding)
-    return buffer.getvalue()
-
-
-def _from_bytes(content: bytes, path: Path) -> xr.Dataset:
-    # HDF5 and the layers over it raise many kinds of errors for a file that is not ours.
-    try:
-        _check_self_contained(content)
-        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf", decode_cf=False) as file:
-            stored = file.load()
-        labels = [_unescape(label) for label in stored["label"].values]
-        stored["label"] = _strings(labels)
-        return validated(stored)
-    except Exception as error:
-        raise ValueError(f"{path}: not a class record: {error}") from None
-
-
-def _check_self_contained(content: bytes) -> None:
-    """HDF5 can take a variable's values from other files: ours never do."""
-    with h5py.File(io.BytesIO(content)) as file:
-        for name in file:
-            own = isinstance(file.get(name, getlink=True), h5py.HardLink)
-            variable = file[name] if own else None
-            if not isinstance(variable, h5py.Dataset) or variable.external or variable.is_virtual:
-                raise ValueError(f"{name} is not a variable of this file")
-
-
-def _unescape(stored: str) -> str:
-    label = stored.encode("ascii").decode("unicode_escape")
-    if label.encode("unicode_escape").decode("ascii") != stored:
-        raise ValueError(f"label {stored!r} is not in unicode_escape")
-    return label
-
-
 def _config_coordinates(runs: Sequence[Run], taken: set[str]) -> dict[str, Any]:
     configs = [run.config for run in runs]
     names = list(dict.fromkeys(name for config in configs for name in config))
@@ -526,32 +368,26 @@ def json_document(manifest: Mapping[str, Any]) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. ValueError, naming the file, for anything else."""
     try:
-        content = path.read_bytes()
+        content = _read_own(path, _MOST_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: missing") from None
-    return _parse_json(content, str(path))
+    return parse_json(content, str(path))
 
 
-def _parse_json(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: not a JSON object")
-    return value
+def _read_own(path: Path, most_bytes: int) -> bytes:
+    return read_file(path, most_bytes=most_bytes, follow_links=False)
 
 
 def read_scalars(path: Path) -> list[dict[str, Any]]:
     """The lines of a scalars.jsonl, [] where there is none; see `Run.scalars`."""
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        content = _read_own(path, _MOST_SCALARS_BYTES)
     except FileNotFoundError:
         return []
     rows = []
-    for number, line in enumerate(lines, start=1):
-        row = _parse_json(line, f"{path}, line {number}")
-        if not isinstance(row.get("step"), int):
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        row = parse_json(line, f"{path}, line {number}")
+        if type(row.get("step")) is not int:  # True is an int, too
             raise ValueError(f"{path}, line {number}: no integer step")
         rows.append(row)
     return rows

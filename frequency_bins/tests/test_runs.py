@@ -33,7 +33,7 @@ from frequency_bins import (
     stack,
     write_atomically,
 )
-from frequency_bins.runs import validated
+from frequency_bins.records import validated
 
 CONFIG = {"model": "tiny", "weight_decay": 0.1, "seed": 0, "betas": [0.9, 0.95], "note": "é"}
 SURROGATES = ["\x00", "a\x00", "\ud83d\ude00", "😀", "\udcff", "\\n", "\n", '"', "", "Ġthe", "<b>"]
@@ -442,8 +442,7 @@ def test_hdf5_that_is_no_record_of_ours_is_named(tmp_path: Path) -> None:
                 else:
                     file.create_group("label")
         _publish_bytes(run, buffer.getvalue())
-        elsewhere = "" if kind in ("plain", "not hdf5") else "label is not a variable"
-        with pytest.raises(ValueError, match=rf"classes\.nc: not a class record: .*{elsewhere}"):
+        with pytest.raises(ValueError, match=r"classes\.nc: not a class record: "):
             run.classes()
 
 

@@ -1,0 +1,289 @@
+"""The class record of a run: what it holds, and its bytes as netCDF4 (classes.nc).
+
+h5netcdf writes it. pyfive reads it, in pure Python: HDF5's C library can loop for ever or crash on
+bytes that were made to that end, and whoever makes them can make the manifest's SHA-256 agree.
+
+What a reader is safe from, whatever the bytes: a crash, code, other files (external or virtual
+storage, links), an endless walk through the file, and memory beyond about 1,032 times the file's
+size, which is what DEFLATE can honestly reach. A file that is merely large takes its time.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+import warnings
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyfive  # type: ignore[import-untyped,unused-ignore]
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+FORMAT_VERSION = 1
+
+_WINDOW = ("step", "class")
+# Variable: its dimensions, its dtype and the count it is a mean over.
+_VARIABLES: dict[str, tuple[tuple[str, ...], str, str | None]] = {
+    "count": (_WINDOW, "int64", None),
+    "loss": (_WINDOW, "float64", "count"),
+    "accuracy": (_WINDOW, "float64", "count"),
+    "class_count": (("class",), "int64", None),
+    "label": (("class",), "object", None),
+    "final_count": (("class",), "int64", None),
+    "final_loss": (("class",), "float64", "final_count"),
+    "final_accuracy": (("class",), "float64", "final_count"),
+}
+
+_MOST_VARIABLES = 200
+_DEFLATE, _SHUFFLE = 1, 2
+_DEFLATE_RATIO = 1032
+# A type "sequence (of 16 bytes) of sequences", which pyfive would unfold at a cost of any power.
+_NESTED_SEQUENCE = re.compile(rb"\x10\0\0\0[\x19\x29\x39\x49\x59]")
+
+
+def class_record(
+    *,
+    steps: ArrayLike,
+    class_counts: ArrayLike,
+    labels: Sequence[str],
+    count: ArrayLike,
+    loss: ArrayLike,
+    accuracy: ArrayLike,
+    final_count: ArrayLike,
+    final_loss: ArrayLike,
+    final_accuracy: ArrayLike,
+    **windows: ArrayLike,
+) -> xr.Dataset:
+    """The record of one run, as `Run.publish` takes it.
+
+    T evaluation steps, V classes. `steps` (T,), increasing. `class_counts` (V,): training targets
+    of each class. `count`, `loss`, `accuracy` (T, V): targets since the previous evaluation, their
+    mean cross-entropy in nats and share of correct predictions, NaN where there was no target.
+    `final_*` (V,): the same over the whole training set after the last step. Any further
+    `windows` are (T, V) arrays too: a name that ends in ``_count`` counts, another is the mean
+    over ``<prefix>_count`` (test_count, test_loss, test_accuracy).
+
+    Raises ValueError where shapes, dtypes, signs or the place of NaN do not fit.
+    """
+    arrays = {
+        "count": count,
+        "loss": loss,
+        "accuracy": accuracy,
+        "class_count": class_counts,
+        "final_count": final_count,
+        "final_loss": final_loss,
+        "final_accuracy": final_accuracy,
+        **windows,
+    }
+    dataset = xr.Dataset(attrs={"format_version": FORMAT_VERSION})
+    dataset["label"] = _strings(labels)
+    dataset.coords["step"] = ("step", _integers("steps", steps))
+    for name, values in arrays.items():
+        dims, dtype, _ = _specification(name)
+        array = _integers(name, values) if dtype == "int64" else np.asarray(values, dtype=dtype)
+        if array.shape != (shape := tuple(dataset.sizes[dim] for dim in dims)):
+            raise ValueError(f"{name} has the shape {array.shape}; expected {shape}, dims {dims}")
+        dataset[name] = (dims, array, {"units": "nat"} if name.endswith("loss") else {})
+    return validated(dataset)
+
+
+def validated(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset, if it is a class record; else ValueError with what is wrong."""
+    if dataset.attrs.get("format_version") != FORMAT_VERSION:
+        version = dataset.attrs.get("format_version")
+        raise ValueError(f"format_version is {version!r}; expected {FORMAT_VERSION}")
+    missing = {*_VARIABLES, "step"} - set(dataset.variables)
+    if missing:
+        raise ValueError(f"no {sorted(missing)} in the class record")
+    step = dataset["step"]
+    if step.dims != ("step",) or step.dtype != np.int64 or not (np.diff(step.values) > 0).all():
+        raise ValueError(f"step {step.values!r} is not an increasing int64 axis")
+    for name in map(str, dataset.data_vars):
+        dims, dtype, over = _specification(name)
+        variable = dataset[name]
+        if variable.dims != dims or variable.dtype != np.dtype(dtype):
+            found = f"{variable.dtype} over {variable.dims}"
+            raise ValueError(f"{name} is {found}; expected {dtype} over {dims}")
+        if dtype == "int64" and (variable.values < 0).any():
+            raise ValueError(f"{name} holds {variable.values.min()}; expected counts of at least 0")
+        if over is not None:
+            if over not in dataset.data_vars:
+                raise ValueError(f"{name} is a mean over {over}, which is missing")
+            if not np.isnan(variable.values[dataset[over].values == 0]).all():
+                raise ValueError(f"{name} has a value where {over} is 0; expected NaN")
+        if name.endswith("accuracy") and ((variable < 0) | (variable > 1)).any():
+            raise ValueError(f"{name} lies outside 0..1: {variable.values!r}")
+    wrong = next((label for label in dataset["label"].values if not isinstance(label, str)), None)
+    if wrong is not None:
+        raise ValueError(f"label {wrong!r} is not a string")
+    return dataset
+
+
+def record_bytes(dataset: xr.Dataset) -> bytes:
+    """A class record as netCDF4; equal arrays give equal bytes. Raises as `validated`.
+
+    A label is stored as Python's `unicode_escape`, which is ASCII for every string.
+    """
+    stored = validated(dataset).copy()
+    escaped = [label.encode("unicode_escape").decode("ascii") for label in stored["label"].values]
+    stored["label"] = _strings(escaped)
+    stored["label"].attrs["encoding"] = "unicode_escape"
+    plain: dict[str, Any] = {"_FillValue": None}
+    packed = plain | {"zlib": True, "complevel": 4, "shuffle": True}
+    encoding = {
+        name: packed if variable.dtype.kind in "if" and variable.size else plain
+        for name, variable in stored.variables.items()
+    }
+    buffer = io.BytesIO()
+    stored.to_netcdf(buffer, engine="h5netcdf", encoding=encoding)
+    return buffer.getvalue()
+
+
+class _Bounded(io.BytesIO):
+    """Bytes that can be read a few times over and no more: ends every walk in circles."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._bytes_left = 64 * len(content) + 2**20
+        self._calls_left = len(content) + 2**16
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(size)
+        self._bytes_left -= len(content)
+        self._calls_left -= 1
+        if min(self._bytes_left, self._calls_left) < 0:
+            raise ValueError("its parts refer to each other in circles")
+        return content
+
+
+def from_bytes(content: bytes) -> xr.Dataset:
+    """The record, in memory. ValueError with what is wrong, whatever the bytes are."""
+    try:
+        return validated(_read(content))
+    except ValueError as error:
+        raise ValueError(f"not a class record: {error}") from None
+    except Exception as error:  # of many kinds: AssertionError, struct.error, MemoryError, ...
+        kind = type(error).__name__
+        raise ValueError(f"not a class record: its HDF5 is broken ({kind}: {error})") from None
+
+
+def _read(content: bytes) -> xr.Dataset:
+    if any(content[match.start() - 4] & 15 == 9 for match in _NESTED_SEQUENCE.finditer(content)):
+        raise ValueError("it holds sequences of sequences")
+    with warnings.catch_warnings(), pyfive.File(_Bounded(content)) as file:
+        warnings.simplefilter("error")
+        names = sorted(set(file) - {"class"})  # netCDF's placeholder for a dimension without values
+        missing = {*_VARIABLES, "step"} - set(names)
+        if missing or len(names) > _MOST_VARIABLES:
+            raise ValueError(f"{len(names)} variables, without {sorted(missing)}")
+        variables = {name: _expected(file[name], name) for name in names}
+        sizes = {"class": variables["label"].shape[0], "step": variables["step"].shape[0]}
+        for name, variable in variables.items():
+            dims = _specification(name)[0]
+            if variable.shape != tuple(sizes[dim] for dim in dims):
+                raise ValueError(f"{name} has the shape {variable.shape}; expected dims {dims}")
+        declared = sum(8 * math.prod(variable.shape) for variable in variables.values())
+        if declared > _DEFLATE_RATIO * len(content):
+            raise ValueError(f"it declares {declared} bytes, which {len(content)} cannot hold")
+        (version,) = np.ravel(file.attrs["format_version"])
+        dataset = xr.Dataset(attrs={"format_version": int(version)})
+        dataset["label"] = _strings(_labels(variables.pop("label"), len(content)))
+        dataset.coords["step"] = ("step", _numbers(variables.pop("step"), content))
+        for name, variable in variables.items():
+            attributes = {"units": "nat"} if name.endswith("loss") else {}
+            dataset[name] = (_specification(name)[0], _numbers(variable, content), attributes)
+        return dataset
+
+
+def _expected(variable: Any, name: str) -> pyfive.Dataset:
+    """The variable, if its type and its storage are those that `record_bytes` makes."""
+    if not isinstance(variable, pyfive.Dataset) or not isinstance(variable.shape, tuple):
+        raise ValueError(f"{name} is not a variable of this file")
+    dims, dtype, _ = _specification(name)
+    stored, kind = variable.id, variable.id.get_type()
+    is_string = isinstance(kind, pyfive.p5t.P5VlenStringType)
+    if len(variable.shape) != len(dims) or (
+        not is_string if dtype == "object" else is_string or variable.dtype != np.dtype(dtype)
+    ):
+        raise ValueError(f"{name} is {variable.dtype} over {variable.shape}; expected {dtype}")
+    if math.prod(variable.shape) and stored.layout_class != (1 if is_string else 2):
+        raise ValueError(f"{name} has a layout that is not ours")
+    filters = [entry["filter_id"] for entry in stored.filter_pipeline or ()]
+    if filters != ([] if is_string else [_SHUFFLE, _DEFLATE]) and math.prod(variable.shape):
+        raise ValueError(f"{name} has the filters {filters}")
+    return variable
+
+
+def _labels(variable: pyfive.Dataset, most_bytes: int) -> list[str]:
+    stored = list(variable[()]) if variable.shape[0] else []
+    # pyfive gives one object for one string of the file, however often it is pointed to.
+    if sum(map(len, stored)) > most_bytes:
+        raise ValueError("labels that share their text")
+    return [_unescape(label.decode("ascii")) for label in stored]
+
+
+def _numbers(variable: pyfive.Dataset, content: bytes) -> NDArray[Any]:
+    """The values of a chunked variable; chunk by chunk, so that none grows beyond its size."""
+    shape, chunks, stored = variable.shape, variable.chunks, variable.id
+    values = np.empty(shape, dtype=variable.dtype)
+    if not values.size:
+        return values
+    if len(chunks) != len(shape) or not all(0 < c <= n for c, n in zip(chunks, shape, strict=True)):
+        raise ValueError(f"chunks {chunks} of the shape {shape}")
+    if stored.get_num_chunks() != math.prod(-(-n // c) for c, n in zip(chunks, shape, strict=True)):
+        raise ValueError(f"{stored.get_num_chunks()} chunks {chunks} of the shape {shape}")
+    for start in itertools.product(*(range(0, n, c) for c, n in zip(chunks, shape, strict=True))):
+        chunk = stored.get_chunk_info_by_coord(start)
+        if chunk.filter_mask:
+            raise ValueError("a chunk without its filters")
+        packed = memoryview(content)[chunk.byte_offset : chunk.byte_offset + chunk.size]
+        block = _unpacked(packed, math.prod(chunks)).view(variable.dtype).reshape(chunks)
+        target = values[tuple(slice(s, s + c) for s, c in zip(start, chunks, strict=True))]
+        target[...] = block[tuple(slice(n) for n in target.shape)]
+    return values
+
+
+def _unpacked(packed: memoryview, count: int) -> NDArray[np.uint8]:
+    """Undo HDF5's filters deflate and shuffle of `count` eight-byte numbers."""
+    inflater = zlib.decompressobj()
+    shuffled = inflater.decompress(packed, 8 * count)
+    if len(shuffled) != 8 * count or not (inflater.eof or not inflater.decompress(b"", 1)):
+        raise ValueError("a chunk of another size than it declares")
+    return np.ascontiguousarray(np.frombuffer(shuffled, np.uint8).reshape(8, count).T)
+
+
+def _unescape(stored: str) -> str:
+    label = stored.encode("ascii").decode("unicode_escape")
+    if label.encode("unicode_escape").decode("ascii") != stored:
+        raise ValueError(f"label {stored!r} is not in unicode_escape")
+    return label
+
+
+def _specification(name: str) -> tuple[tuple[str, ...], str, str | None]:
+    if name == "step":
+        return ("step",), "int64", None
+    if name in _VARIABLES:
+        return _VARIABLES[name]
+    prefix = name.rpartition("_")[0]
+    if not prefix:
+        raise ValueError(f"{name!r} is no variable of a class record; expected <prefix>_<measure>")
+    return (_WINDOW, "int64", None) if name.endswith("_count") else (
+        _WINDOW, "float64", f"{prefix}_count",
+    )  # fmt: skip
+
+
+def _integers(name: str, values: ArrayLike) -> np.ndarray[Any, np.dtype[np.int64]]:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {array.dtype}; expected integers")
+    return array.astype(np.int64)
+
+
+def _strings(labels: Sequence[str]) -> xr.Variable:
+    # The fast path: else pandas makes UTF-8 of the strings, which a lone surrogate does not have.
+    return xr.Variable("class", np.array([*labels, None], dtype=object)[:-1], fastpath=True)
