@@ -21,6 +21,8 @@ import tyro
 
 USER_ERRORS = (ValueError, OSError)  # UnicodeDecodeError is a ValueError, a full disk an OSError
 
+_LONGEST_LINE = 1000
+
 
 def run_command(
     parse_and_run: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
@@ -119,8 +121,17 @@ def one_line(error: BaseException) -> str:
         message = ": ".join([" -> ".join(names), message]) if names else message
     else:
         message = str(error)
-    message = " ".join(message.split()) or type(error).__name__
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    return printable(message) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Text from data on one line, what a terminal would obey (or cannot encode) written out.
+
+    Cut after 1,000 characters.
+    """
+    text = " ".join(text.split())
+    text = text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _panel_message(panel: str) -> str:

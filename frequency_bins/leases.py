@@ -125,11 +125,13 @@ def acquire(attempts: Path, *, dead: int = 0) -> Lease:
 
     Raises:
         RunInUse: the newest attempt is held, or may be: its machine is another one.
-        ValueError: the folder is a symbolic link: what is written there would land elsewhere.
+        ValueError: the folder, or the run's, is a symbolic link: what is written there would land
+            elsewhere.
         OSError: the folder cannot be written.
     """
-    if attempts.is_symlink():
-        raise ValueError(f"{attempts} is a symbolic link; expected a folder of its own")
+    for folder in (attempts.parent, attempts):
+        if folder.is_symlink():
+            raise ValueError(f"{folder} is a symbolic link; expected a folder of its own")
     attempts.mkdir(exist_ok=True)
     newest = newest_attempt(attempts)
     number = 1 if newest is None else int(newest.name) + 1

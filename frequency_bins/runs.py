@@ -62,8 +62,6 @@ class Run:
         self.folder = Path(folder)
         if not _RUN_ID.fullmatch(self.id):
             raise ValueError(f"{self.folder} is not a run: expected a name of 12 hex digits")
-        if self.folder.is_symlink():  # what is written through it would land outside the study
-            raise ValueError(f"{self.folder} is a symbolic link; expected a folder of its own")
 
     @classmethod
     def create(cls, study_folder: Path | str, config: Mapping[str, Any], **fields: Any) -> Run:
@@ -130,6 +128,8 @@ class Run:
     def stored_manifest(self) -> dict[str, Any]:
         """What manifest.json holds, whatever the attempts say. Raises as `manifest`."""
         path = self._manifest_path
+        if self.folder.is_symlink():  # what is written through it would land outside the study
+            raise ValueError(f"{self.folder} is a symbolic link; expected a folder of its own")
         manifest = read_json(path)
         version = manifest.get("format_version")
         if version != FORMAT_VERSION:

@@ -16,11 +16,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from frequency_bins.command_line import one_line
+from frequency_bins.command_line import one_line, printable
 from frequency_bins.leases import Watch, holder, newest_attempt, read_lease
 from frequency_bins.runs import Run, run_folders
 
 _POLL_SECONDS = 0.5
+_LONGEST_WAIT = 1e9
 # In the order in which a reader wants them.
 STATES = ("running", "lost", "failed", "unreadable", "diverged", "waiting", "finished")
 
@@ -115,7 +116,7 @@ def _state(run: Run, watch: Watch, *, looked_twice: bool = False) -> RunState:
         return replace(state, step=steps)
     if newest is None:  # a run of before there were attempts has died if it still runs
         status = {"new": "waiting", "running": "lost"}.get(state.status, state.status)
-        return replace(state, status=status, note=manifest.get("error") or "")
+        return replace(state, status=status, note=str(manifest.get("error") or ""))
     state = replace(state, step=_number(lease.get("step")), note=manifest["error"] or "")
     if state.status != "running":
         return state
@@ -136,14 +137,14 @@ def _table(states: Sequence[RunState]) -> Table:
     table.add_column("left", justify="right", no_wrap=True)
     table.add_column("note", overflow="fold")
     for state in states:
-        left = state.seconds_left
+        left = state.seconds_left if state.seconds_left < _LONGEST_WAIT else math.nan
         table.add_row(
             state.run.id,
-            Text(state.label),
+            Text(printable(state.label)),
             state.status,
             f"{state.step}/{state.steps or '?'}",
             "" if math.isnan(left) else str(timedelta(seconds=round(left))),
-            Text(state.note),
+            Text(printable(state.note)),
         )
     return table
 

@@ -12,6 +12,8 @@ import pytest
 
 from frequency_bins import Run, attempt, publish, read_study
 from frequency_bins.attempts import complete
+from frequency_bins.leases import Watch, kernel_id
+from frequency_bins.status import show_status, study_states
 from frequency_bins.tests.test_runs import CONFIG, files, record
 
 WRITTEN = ("manifest.json", "scalars.jsonl", "classes.nc")
@@ -140,3 +142,31 @@ def test_a_lease_that_is_a_pipe_or_no_json_does_not_hold_anyone_up(tmp_path: Pat
         assert run.scalars() == []
     publish(run, record())
     assert run.status == "finished"
+
+
+def test_status_shows_whatever_a_store_says(
+    tmp_path: Path, outside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "study"
+    label = "[/red] \x1b]0;title\x07 \ud800 " + "x" * 5000
+    for seed, changes in enumerate(
+        ({"label": label}, {"error": {"a": [1]}, "status": "failed"}, {"steps": True}, {"error": 3})
+    ):
+        run = Run.create(study, CONFIG | {"seed": seed})
+        path = run.folder / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    run = Run.create(study, CONFIG | {"seed": 9, "steps": 10**19})
+    lease = run.folder / "attempts" / "0001" / "lease.json"
+    lease.parent.mkdir(parents=True)
+    state = {"status": "running", "steps_per_second": 5e-324, "host": label[:100], "pid": []}
+    lease.write_text(json.dumps(state | {"kernel": kernel_id(), "flock": False, "beat": 0}))
+    (study / ("0" * 12)).symlink_to(outside)
+    states = study_states(study, Watch(patience=0.0))
+    assert [s.status for s in states].count("unreadable") == 1
+    lease.write_text(json.dumps(state | {"kernel": kernel_id(), "flock": True}))
+    assert show_status(study) == 1
+    shown = capsys.readouterr().out
+    assert "[/red]" in shown
+    assert "\\x1b" in shown
+    assert "\x1b" not in shown
+    assert "x" * 900 not in shown
