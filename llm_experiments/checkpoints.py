@@ -17,6 +17,10 @@ from typing import Any
 
 import torch
 
+from frequency_bins.command_line import one_line
+from frequency_bins.input_files import open_regular
+from frequency_bins.saved_state import read_state
+
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
 
 
@@ -26,7 +30,7 @@ class Checkpoint:
 
     step: int
     state: dict[str, dict[str, Any]]
-    folder: Path
+    path: Path
     """where it was found"""
 
 
@@ -56,13 +60,18 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], earlier: Sequence[Pa
 
 
 def load_latest(*folders: Path) -> Checkpoint | None:
-    """The latest checkpoint whose bytes are those that were written; None where there is none."""
+    """The latest checkpoint whose bytes are those that were written; None where there is none.
+
+    The name's hash tells of accidents; `read_state` bears with bytes that mean harm.
+    """
     found = [entry for folder in folders for entry in _found(folder)]
     for step, digest, path in sorted(found, reverse=True):
-        if _digest(path) == digest:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            return Checkpoint(step=step, state=state, folder=path.parent)
-        print(f"ignoring {path}: cut short or changed since it was written", file=sys.stderr)
+        try:
+            if _digest(path) == digest:
+                return Checkpoint(step=step, state=read_state(path), path=path)
+            print(f"ignoring {path}: cut short or changed since it was written", file=sys.stderr)
+        except ValueError as error:
+            print(f"ignoring {one_line(error)}", file=sys.stderr)
     return None
 
 
@@ -72,5 +81,5 @@ def _found(folder: Path) -> list[tuple[int, str, Path]]:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from frequency_bins import rare_share
 from llm_experiments.preparation import PreparedCorpus
@@ -68,8 +67,7 @@ def _taken_apart(corpus: PreparedCorpus, vocab_size: int) -> tuple[Counts, Count
 
     Returns lengths (V,), starts (V,) and the parts of all tokens in a row.
     """
-    tokenizer = Tokenizer.from_file(str(corpus.folder / "tokenizer.json"))
-    model = json.loads(tokenizer.to_str())["model"]
+    model = json.loads(corpus.tokenizer().to_str())["model"]
     ids: dict[str, int] = model["vocab"]
     pairs: dict[int, tuple[int, int]] = {}
     for left, right in model["merges"]:

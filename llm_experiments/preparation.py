@@ -28,9 +28,16 @@ import torch
 from tokenizers import Tokenizer
 
 from frequency_bins import class_counts, write_atomically
+from frequency_bins.input_files import open_regular, parse_json, read_file
 from llm_experiments.configs import DataConfig
 from llm_experiments.corpora import HUB_NAMES, load_corpus
-from llm_experiments.tokenization import END_ID, PAD_ID, token_labels, train_tokenizer
+from llm_experiments.tokenization import (
+    END_ID,
+    PAD_ID,
+    read_tokenizer,
+    token_labels,
+    train_tokenizer,
+)
 
 _FORMAT = 3
 _AT_A_TIME = 1000  # documents whose encodings, which hold more than ids, are kept at once
@@ -65,7 +72,11 @@ class PreparedCorpus:
     @cached_property
     def labels(self) -> list[str]:
         """(V,) the text of each token."""
-        return token_labels(Tokenizer.from_file(str(self.folder / "tokenizer.json")))
+        return token_labels(self.tokenizer())
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids."""
+        return read_tokenizer(self.folder / "tokenizer.json", self.vocab_size)
 
 
 def prepare(config: DataConfig) -> PreparedCorpus:
@@ -87,19 +98,23 @@ def prepare(config: DataConfig) -> PreparedCorpus:
 
 
 def load_prepared(folder: Path) -> PreparedCorpus:
-    """Open an entry of the cache. Raises ValueError where a file is missing or was changed."""
+    """Open an entry of the cache.
+
+    Raises ValueError where a file is missing, was changed, or is not what `prepare` writes.
+    """
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        path = folder / "meta.json"
+        meta = parse_json(read_file(path, most_bytes=2**20), str(path))
         hashes = {name: _sha256_of(folder / name) for name in _FILES}
         if meta["format"] != _FORMAT or meta["sha256"] != hashes:
             raise ValueError(f"{folder} was changed since it was written")
-        tokens, held_out = (
-            np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _FILES[1:]
-        )
-        vocab_size = int(meta["config"]["vocab_size"])
-        packed = bool(meta["config"]["packing"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        vocab_size, packed = meta["config"]["vocab_size"], meta["config"]["packing"]
+    except (OSError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is not a prepared corpus ({type(error).__name__})") from None
+    if type(vocab_size) is not int or type(packed) is not bool:
+        raise ValueError(f"{path}: vocab_size is {vocab_size!r}, packing {packed!r}")
+    read_tokenizer(folder / "tokenizer.json", vocab_size)
+    tokens, held_out = (_read_ids(folder / name, vocab_size) for name in _FILES[1:])
     return PreparedCorpus(
         folder=folder,
         vocab_size=vocab_size,
@@ -108,6 +123,20 @@ def load_prepared(folder: Path) -> PreparedCorpus:
         tokens=tokens,
         held_out=held_out,
     )
+
+
+def _read_ids(path: Path, vocab_size: int) -> Ids:
+    """(S, T) ids below ``vocab_size``, memory-mapped; ValueError for any other file."""
+    try:
+        # Not np.load, which takes archives too.
+        ids = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # of many kinds: numpy evaluates the header as a Python literal
+        raise ValueError(f"{path} is not an array ({type(error).__name__}: {error})") from None
+    if ids.ndim != 2 or ids.shape[1] < 2 or ids.dtype.kind not in "iu":
+        raise ValueError(f"{path} is {ids.dtype} of shape {ids.shape}; expected rows of ids")
+    if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
+        raise ValueError(f"{path} holds ids outside 0 to {vocab_size - 1}")
+    return ids
 
 
 def write_counts(corpus: PreparedCorpus) -> Path:
@@ -241,5 +270,5 @@ def _source(config: DataConfig) -> list[Any]:
 
 
 def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from frequency_bins import Attempt, ClassMetrics, Diverged, Stopped
+from frequency_bins.saved_state import restore
 from llm_experiments.checkpoints import load_latest, save
 from llm_experiments.clock import Clock
 from llm_experiments.configs import RunConfig
@@ -154,7 +155,7 @@ def save_model(model: PreTrainedModel, corpus: PreparedCorpus, folder: Path) -> 
 
     special = dict(zip(("bos", "pad", "eos", "unk", "mask"), SPECIAL_TOKENS, strict=True))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(corpus.folder / "tokenizer.json"),
+        tokenizer_object=corpus.tokenizer(),
         **{f"{role}_token": token for role, token in special.items()},
     )
     model.save_pretrained(folder)
@@ -245,8 +246,9 @@ def resume(attempt: Attempt, parts: Mapping[str, Any]) -> int:
     if checkpoint is None:
         attempt.resume(0)
         return 0
-    for name, part in parts.items():
-        if name in checkpoint.state:  # early versions kept no metrics, and none were pending
-            part.load_state_dict(checkpoint.state[name])
-    attempt.resume(checkpoint.step, checkpoint.folder)
+    state = checkpoint.state
+    # Early versions kept no metrics, and none were pending.
+    kept = {name: part for name, part in parts.items() if name != "metrics" or name in state}
+    restore(kept, state, checkpoint.path)
+    attempt.resume(checkpoint.step, checkpoint.path.parent)
     return checkpoint.step

@@ -8,7 +8,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-MAX_BYTES = 2**31
+MAX_BYTES = 2**28  # of counts: a million of them are some 20 MB
+MAX_TEXT_BYTES = 2**31
 COUNT_NAMES = ("count", "class_count", "counts", "class_counts")
 LABEL_NAMES = ("label", "token", "class")
 
@@ -22,7 +23,7 @@ def read_counts(path: Path) -> tuple[list[str], list[int]]:
 
     Raises ValueError naming the file and the entry, OSError where it cannot be read.
     """
-    text = _text(path)
+    text = _text(path, MAX_BYTES)
     read = _json_pairs if path.suffix.lower() == ".json" else _line_pairs
     pairs = read(path, text)
     counts = [_whole(path, label, value) for label, value in pairs]
@@ -33,18 +34,20 @@ def read_counts(path: Path) -> tuple[list[str], list[int]]:
 
 def count_words(path: Path) -> tuple[list[str], list[int]]:
     """The words of a UTF-8 text between white space, most frequent first, and their counts."""
-    words = Counter(_text(path).split()).most_common()
+    words = Counter(_text(path, MAX_TEXT_BYTES).split()).most_common()
     if len(words) < 2:
         raise ValueError(f"{path} holds {len(words)} different words; expected at least two")
     return [word for word, _ in words], [count for _, count in words]
 
 
-def _text(path: Path) -> str:
-    if path.is_file() and path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} is {path.stat().st_size} bytes; expected at most {MAX_BYTES}")
+def _text(path: Path, most_bytes: int) -> str:
+    # A pipe will do, as from the shell's <(command); its size shows as it is read.
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"{path} is larger than {most_bytes} bytes; expected at most that many")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
 
@@ -52,7 +55,7 @@ def _text(path: Path) -> str:
 def _json_pairs(path: Path, text: str) -> list[tuple[str, object]]:
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if isinstance(data, dict):
         lists = [data[name] for name in COUNT_NAMES if isinstance(data.get(name), list)]
@@ -80,7 +83,7 @@ def _line_pairs(path: Path, text: str) -> list[tuple[str, object]]:
     width = max(column or 0, label or 0)
     for position, row in enumerate(rows):
         if len(row) <= width:
-            raise ValueError(f"{path}: row {position} is {row!r}; expected {width + 1} columns")
+            raise ValueError(f"{path}: row {position} is {row!r:.80}; expected {width + 1} columns")
     at = -1 if column is None else column
     if label is None and column is None and len(rows[0]) > 1:
         label = 0
@@ -96,7 +99,8 @@ def _whole(path: Path, label: str, value: object) -> int:
     except (ValueError, OverflowError):
         number = float("nan")
     if isinstance(value, bool) or not (number >= 0 and number == number // 1 and number < 2**53):
+        shown = repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
         raise ValueError(
-            f"{path}: the count of {label!r} is {value!r}; expected a whole number >= 0"
+            f"{path}: the count of {label!r:.80} is {shown:.80}; expected a whole number >= 0"
         )
     return int(number)

@@ -5,25 +5,29 @@ N images of H x W pixels and C channels, kept as uint8 on the device; V classes.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import io
 import lzma
 import pickle
 import tarfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from frequency_bins.input_files import open_regular, read_file
 from vision_appendix.configs import DataConfig, RunConfig
 
+# The original's batches have 31 MB, its archive 186 MB when it is unpacked.
+_MOST_BATCH, _MOST_ARCHIVE = 2**26, 2**28
 DIGITS_TEST_IMAGES = 60  # of each class; the rarest digit keeps 114 for training
 
 
@@ -148,25 +152,51 @@ def _read_originals(folder: Path, names: list[str]) -> dict[str, bytes]:
     """The bytes of the original files, extracted or still in their archive."""
     for place in (folder / "cifar-10-batches-py", folder):
         if (place / names[0]).is_file():
-            return {name: (place / name).read_bytes() for name in names}
+            return {name: read_file(place / name, most_bytes=_MOST_BATCH) for name in names}
     archives = sorted(folder.glob("cifar-10-python.tar*"))
     if not archives:
         raise ValueError(
             f"{folder} holds no CIFAR-10; expected the folder cifar-10-batches-py "
             "or the archive cifar-10-python.tar.gz in it"
         )
-    contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(archives[0]) as archive:
-            for member in archive:
-                name = Path(member.name).name
-                if name in names and (file := archive.extractfile(member)) is not None:
-                    contents[name] = file.read()
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+        contents = _read_archive(archives[0], names)
+    except Exception as error:  # of many kinds, by the compression
         raise ValueError(f"{archives[0]}: cut short or no archive: {error}") from None
     if missing := [name for name in names if name not in contents]:
         raise ValueError(f"{archives[0]} does not hold {missing[0]}")
     return contents
+
+
+def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
+    unpackers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+    unpack = unpackers.get(path.suffix, lambda packed, _: packed)
+    contents: dict[str, bytes] = {}
+    with (
+        open(path, "rb", opener=open_regular) as packed,
+        unpack(packed, "rb") as file,
+        # A stream, so that no more is unpacked than what the original holds.
+        tarfile.open(fileobj=_Limited(file, _MOST_ARCHIVE), mode="r|") as archive,
+    ):
+        for member in archive:
+            name = Path(member.name).name
+            if name in names and member.isreg() and member.size <= _MOST_BATCH:
+                contents[name] = archive.extractfile(member).read()
+    return contents
+
+
+class _Limited:
+    """A file of which only so many bytes can be read."""
+
+    def __init__(self, file: IO[bytes], most_bytes: int) -> None:
+        self._file, self._left = file, most_bytes
+
+    def read(self, size: int) -> bytes:
+        content = self._file.read(min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError("it unpacks to more than CIFAR-10")
+        return content
 
 
 def _download(folder: Path) -> Path:

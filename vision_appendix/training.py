@@ -27,6 +27,8 @@ from frequency_bins import (
     class_record,
     write_atomically,
 )
+from frequency_bins.command_line import one_line
+from frequency_bins.saved_state import read_state, restore
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import RunConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages
@@ -268,17 +270,19 @@ def resume(
         if not path.exists():
             continue
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a file that is not its own
-            print(f"ignoring {path}: {type(error).__name__}", file=sys.stderr)
+            state = read_state(path)
+        except ValueError as error:
+            print(f"ignoring {one_line(error)}", file=sys.stderr)
             continue
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        windows.load_state_dict(state["windows"])
+        parts = {"model": model, "optimizer": optimizer, "windows": windows}
         if "metrics" in state:  # early versions kept none, and none were pending
-            metrics.load_state_dict(state["metrics"])
-        attempt.resume(int(state["step"]), folder)
-        return int(state["step"])
+            parts["metrics"] = metrics
+        restore(parts, state, path)
+        step = state.get("step")
+        if type(step) is not int or step < 0:
+            raise ValueError(f"{path}: not a checkpoint of this run: its step is {step!r}")
+        attempt.resume(step, folder)
+        return step
     attempt.resume(0)
     return 0
 
