@@ -27,7 +27,8 @@ def read_file(path: Path, *, most_bytes: int, follow_links: bool = True) -> byte
     flags = os.O_RDONLY if follow_links else os.O_RDONLY | os.O_NOFOLLOW
     with open(path, "rb", opener=lambda name, _: open_regular(name, flags)) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(most_bytes + 1) if size <= most_bytes else b""
+        # Not of the most bytes, for which Python would reserve memory.
+        content = file.read(size + 1) if size <= most_bytes else b""
     if max(size, len(content)) > most_bytes:
         raise ValueError(f"{path} has {size} bytes; expected at most {most_bytes}")
     return content

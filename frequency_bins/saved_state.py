@@ -8,6 +8,7 @@ hostile one's can be. Numbers that are wrong but possible cannot be told from ri
 from __future__ import annotations
 
 import os
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from frequency_bins.input_files import open_regular
+
+_LONGEST_STRING = 1000
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -48,9 +51,10 @@ def restore(parts: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> N
     """
     for name, part in parts.items():
         try:
-            part.load_state_dict(state[name])
             if isinstance(part, torch.optim.Optimizer):
-                _check_optimizer(part)
+                _restore_optimizer(part, state[name])
+            else:
+                part.load_state_dict(state[name])
         except Exception as error:
             reason = f"{name}: {_reason(error)}"
             raise ValueError(f"{path}: not a checkpoint of this run: {reason}") from None
@@ -61,9 +65,17 @@ def _own(path: str, flags: int) -> int:
 
 
 def _check_archive(file: BinaryIO, size: int) -> None:
-    """torch's archives store their records as they are."""
+    """torch's archives store their records as they are, and their pickle holds short strings."""
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
+        pickles = [record for record in records if record.filename.endswith("data.pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > size:
+            raise ValueError(f"it holds {len(pickles)} pickles; expected one")
+        pickled = archive.read(pickles[0])
+    # torch looks for words in its own complaint, at a cost quadratic in the string complained of.
+    for _, argument, _ in pickletools.genops(pickled):
+        if isinstance(argument, str | bytes | bytearray) and len(argument) > _LONGEST_STRING:
+            raise ValueError(f"a string of {len(argument)} characters")
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise ValueError("its records are compressed")
     if sum(record.file_size for record in records) > size:
@@ -83,13 +95,35 @@ def _check_tensors(state: Any, most_bytes: int) -> None:
             rest.extend(value.values() if isinstance(value, dict) else value)
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """It takes a state over as it is, and would fail in the next step."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                shapes = f"{tuple(value.shape)}; expected {tuple(parameter.shape)}"
-                raise ValueError(f"{name} has the shape {shapes}")
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """An optimizer takes any state over as it is, and would fail in the next step."""
+    settings = _settings(optimizer)
+    optimizer.load_state_dict(state)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    if _settings(optimizer) != settings or not all(type(rate) is float for rate in rates):
+        raise ValueError("other settings than the run's")
+    expected = {"step", "exp_avg", "exp_avg_sq"}
+    if isinstance(optimizer, torch.optim.SGD):
+        expected = {"momentum_buffer"}
+    for parameter, values in optimizer.state.items():
+        if not isinstance(parameter, Tensor) or set(values) != expected:
+            raise ValueError(f"it holds {sorted(map(str, values))}; expected {sorted(expected)}")
+        for name, value in values.items():
+            like = torch.zeros(()) if name == "step" else parameter
+            if not isinstance(value, Tensor) or (value.shape, value.dtype) != (
+                like.shape,
+                like.dtype,
+            ):
+                raise ValueError(f"{name} is no tensor like its parameter")
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What an optimizer was told, but for the learning rate, which is set in every step."""
+    untold = ("params", "lr")
+    return [
+        {name: value for name, value in group.items() if name not in untold}
+        for group in optimizer.param_groups
+    ]
 
 
 def _reason(error: Exception) -> str:

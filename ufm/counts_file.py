@@ -42,10 +42,12 @@ def count_words(path: Path) -> tuple[list[str], list[int]]:
 
 def _text(path: Path, most_bytes: int) -> str:
     # A pipe will do, as from the shell's <(command); its size shows as it is read.
+    content = bytearray()
     with path.open("rb") as file:
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise ValueError(f"{path} is larger than {most_bytes} bytes; expected at most that many")
+        while part := file.read(2**20):
+            content += part
+            if len(content) > most_bytes:
+                raise ValueError(f"{path} is larger than {most_bytes} bytes, which is the most")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
