@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_DEPTH = 64
-_MOST_DIGITS = 20  # those of 2^64
+_MOST_DIGITS = 40  # more than what transformers writes for "any length"
 
 
 def read_file(path: Path, *, most_bytes: int, follow_links: bool = True) -> bytes:
@@ -55,7 +55,7 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
     """A JSON object. ValueError, beginning with `where`, for anything else.
 
     Stricter than `json`: no NaN or infinity, however it is spelled, no integer of more than
-    20 digits, nothing nested deeper than 64 levels.
+    40 digits, nothing nested deeper than 64 levels.
     """
     try:
         value = _DECODER.decode(content.decode("utf-8"))

@@ -13,14 +13,14 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import re
 import warnings
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyfive  # type: ignore[import-untyped,unused-ignore]
+import pyfive
+import pyfive.dataobjects
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
@@ -42,8 +42,6 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], str, str | None]] = {
 _MOST_VARIABLES = 200
 _DEFLATE, _SHUFFLE = 1, 2
 _DEFLATE_RATIO = 1032
-# A type "sequence (of 16 bytes) of sequences", which pyfive would unfold at a cost of any power.
-_NESTED_SEQUENCE = re.compile(rb"\x10\0\0\0[\x19\x29\x39\x49\x59]")
 
 
 def class_record(
@@ -161,6 +159,28 @@ class _Bounded(io.BytesIO):
         return content
 
 
+class _Objects(pyfive.dataobjects.DataObjects):  # type: ignore[misc,unused-ignore]
+    """Attributes that are not larger than the bytes that they come from."""
+
+    def _attr_value(self, ptype: Any, buf: bytes, count: int, offset: int) -> Any:
+        nested = isinstance(ptype, pyfive.p5t.P5SequenceType) and isinstance(
+            ptype.base_dtype, pyfive.p5t.P5SequenceType
+        )
+        if nested or count > len(buf):
+            raise ValueError(f"an attribute of {count} values in {len(buf)} bytes")
+        return super()._attr_value(ptype, buf, count, offset)
+
+
+class _File(pyfive.File):  # type: ignore[misc,unused-ignore]
+    """A file whose objects are of the kind above."""
+
+    def _get_dataobjects(self, address: int) -> _Objects:
+        objects: dict[int, _Objects] = self._dataobjects_cache
+        if address not in objects:
+            objects[address] = _Objects(self._fh, address, global_heaps=self._global_heaps)
+        return objects[address]
+
+
 def from_bytes(content: bytes) -> xr.Dataset:
     """The record, in memory. ValueError with what is wrong, whatever the bytes are."""
     try:
@@ -173,9 +193,7 @@ def from_bytes(content: bytes) -> xr.Dataset:
 
 
 def _read(content: bytes) -> xr.Dataset:
-    if any(content[match.start() - 4] & 15 == 9 for match in _NESTED_SEQUENCE.finditer(content)):
-        raise ValueError("it holds sequences of sequences")
-    with warnings.catch_warnings(), pyfive.File(_Bounded(content)) as file:
+    with warnings.catch_warnings(), _File(_Bounded(content)) as file:
         warnings.simplefilter("error")
         names = sorted(set(file) - {"class"})  # netCDF's placeholder for a dimension without values
         missing = {*_VARIABLES, "step"} - set(names)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from frequency_bins import ClassMetrics, class_counts
 from llm_experiments.loss_head import IGNORE_INDEX
+from llm_experiments.model_folder import check_model_folder, no_larger_than
 from llm_experiments.models import openelm  # noqa: F401  (registers OpenELM with transformers)
 
 if TYPE_CHECKING:
@@ -23,20 +24,24 @@ if TYPE_CHECKING:
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer from a local folder in transformers' format.
 
-    Only safetensors are read, and no code of the folder is run.
+    Only safetensors are read, and no code of the folder is run; see `check_model_folder`.
 
     Raises:
         ValueError: not such a folder, or a tokenizer with more tokens than the model has.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{str(folder)!r} is not a checkpoint; expected a folder with config.json")
+    weights = check_model_folder(folder)
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        with no_larger_than(weights):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
+        with torch.no_grad():  # a config can be wrong in what only a forward pass needs
+            model(input_ids=torch.zeros((1, 2), dtype=torch.int64))
+    except BaseException as error:  # of many kinds, and Rust's panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{str(folder)!r} could not be loaded: {reason}") from None
     size = model.get_input_embeddings().num_embeddings

@@ -18,8 +18,8 @@ _HOSTILE: tuple[Any, ...] = (
     "a" * 5000, [], {}, [[]], {"": None}, [1, 2], "__import__('os').system('true')", "１２",
 )  # fmt: skip
 _RAW = (
-    b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b'"\\ud800"', b"\xff",
-    b"\xef\xbb\xbf", b"\r", b"\n", b"\0", b'"', b",", b"{", b"}", b"0x10", b"1_000", b"-", b"\xe2\x80\xa8",
+    b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b'"\\ud800"',
+    b"\xff", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\r", b"\n", b"\0", b'"', b",", b"{", b"}", b"0x1",
 )  # fmt: skip
 
 
