@@ -37,7 +37,9 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         with no_larger_than(weights):
             tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
             model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
-        with torch.no_grad():  # a config can be wrong in what only a forward pass needs
+        # Settings can be wrong in what only their use shows.
+        tokenizer(["a b"], truncation=True, max_length=2)
+        with torch.no_grad():
             model(input_ids=torch.zeros((1, 2), dtype=torch.int64))
     except BaseException as error:  # of many kinds, and Rust's panics are no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import random
 import shutil
 import struct
@@ -27,7 +28,7 @@ from llm_experiments.models.openelm import OpenELMConfig
 from llm_experiments.preparation import load_prepared, prepare
 from llm_experiments.tokenization import SPECIAL_TOKENS, train_tokenizer
 
-transformers.logging.set_verbosity_error()
+transformers.logging.set_verbosity(logging.CRITICAL)
 transformers.utils.logging.disable_progress_bar()
 _TEXT = "\n\n".join(f"word{i % 7} and word{i % 5} again {i}" for i in range(40))
 _WIDTHS = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
@@ -154,7 +155,7 @@ def _model_reader(name: str) -> Callable[[Path], Reader]:
             try:
                 model, tokenizer = load(places[kind])
                 model(torch.tensor([[1, 2]]))
-                tokenizer("word1 and")
+                tokenizer(["word1 and"], truncation=True, max_length=4)
             except ValueError as error:
                 canary.check(str(error))
                 raise
