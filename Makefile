@@ -1,12 +1,13 @@
 # make demo      train the small sweep, fit the theory, build the page
 # make test      lint, types and every test
+# make fuzz      100,000 hostile files for every reader: hours
 # make mutants   break each formula of the closed form once; the tests must notice every time
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test mutants lint types clean
+.PHONY: demo test fuzz mutants lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m reports demo
@@ -16,6 +17,12 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2
+
+fuzz: $(VENV)/installed-test
+	-$(PIP) --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m frequency_bins.tests.fuzzing \
+		$(addsuffix .fuzz_targets,frequency_bins.tests theory_tests vision_appendix.tests \
+		llm_experiments.tests)
 
 mutants: $(VENV)/installed-test
 	$(BIN)/python -m theory_tests.mutants

@@ -37,6 +37,9 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from frequency_bins.tests.mutations import mutate_bytes
 
 TIME_LIMIT = 10
@@ -45,6 +48,12 @@ FINDINGS = Path("fuzz-findings")
 Reader = Callable[[bytes], object]
 # What differs between two messages of one kind.
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\([\d, ]*\)|\[.*?\]|[0-9a-f]{6,}|[\d.e+-]{2,}|\d")
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,23 @@ def short(target: Target, runs: int, seed: int = 0) -> Tally:
             if feed(target, read, content, tally):
                 pool.append(content)
     return tally
+
+
+def check(target: Target, runs: int, examples: int = 30) -> None:
+    """The tests' part: mutations, then whatever Hypothesis makes up; both are always the same."""
+    assert not short(target, runs).findings
+    tally = Tally()
+    anything = st.binary(max_size=200) | _JSON.map(lambda value: json.dumps(value).encode())
+
+    with reading(target) as read:
+
+        @settings(max_examples=examples, derandomize=True, deadline=None, database=None)
+        @given(anything | st.sampled_from(target.seeds()))
+        def feed_anything(content: bytes) -> None:
+            feed(target, read, content, tally)
+            assert not tally.findings
+
+        feed_anything()
 
 
 # ---- the long part: a child a target

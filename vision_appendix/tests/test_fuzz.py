@@ -1,0 +1,13 @@
+"""Every reader under fire for a second; `make fuzz` does it at length."""
+
+from __future__ import annotations
+
+import pytest
+
+from frequency_bins.tests.fuzzing import Target, check
+from vision_appendix.tests.fuzz_targets import TARGETS
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_hostile_files_end_in_a_clear_error(target: Target) -> None:
+    check(target, 500)
