@@ -60,15 +60,15 @@ def mutate_bytes(content: bytes, random: Random) -> bytes:
 
 def mutate_json(content: bytes, random: Random) -> bytes:
     """JSON with another value, key or shape somewhere; some of the time, other bytes."""
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return mutate_bytes(content, random)
     if random.random() < 0.25:
         return mutate_bytes(content, random)
-    for _ in range(random.choice((1, 1, 2, 4))):
-        value = _changed(value, random)
-    return json.dumps(value).encode()
+    try:
+        value = json.loads(content)
+        for _ in range(random.choice((1, 1, 2, 4))):
+            value = _changed(value, random)
+        return json.dumps(value).encode()
+    except (ValueError, OverflowError, RecursionError):
+        return mutate_bytes(content, random)
 
 
 def mutate_lines(content: bytes, random: Random) -> bytes:
