@@ -158,7 +158,7 @@ def _train(argv: list[str]) -> int:
 
 def _train_defaults(argv: list[str]) -> Train:
     """The paper's recipe for the model that is asked for; that of Train itself for a tiny one."""
-    name, _ = _take(argv, "--model", RunConfig.model)
+    name, _ = take_option(argv, "--model", RunConfig.model)
     if name not in MODEL_NAMES or name.endswith("-tiny"):
         return Train()
     training, data = published(name)
