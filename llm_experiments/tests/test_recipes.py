@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from frequency_bins.executors import ExecutorConfig
 from llm_experiments.__main__ import main
 from llm_experiments.configs import DataConfig, SweepConfig, TrainingConfig
 from llm_experiments.models.presets import build_model, features
@@ -198,7 +199,7 @@ def test_a_plan_knows_what_is_done(tmp_path: Path, data: DataConfig) -> None:
         training=TrainingConfig(steps=2, batch_size=4),
         data=data,
         device="cpu",
-        runs_in_parallel=1,
+        execution=ExecutorConfig(runs_in_parallel=1),
     )
     sweep(grid)
     (row,) = plan([replace(grid, weight_decays=(0.0, 1.0))])
