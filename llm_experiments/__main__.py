@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,10 +10,19 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes
 
-from frequency_bins import FrequencyBins, coverage, percentile, write_atomically
+from frequency_bins import (
+    FrequencyBins,
+    average_loss,
+    coverage,
+    percentile,
+    resolve_device,
+    token_balanced_loss,
+    write_atomically,
+)
 from frequency_bins.command_line import parse_options, run_command, run_subcommand, take_option
 from frequency_bins.executors import ExecutorConfig
 from frequency_bins.executors.command_line import Retry, print_counts, status_command
@@ -63,6 +73,8 @@ class Audit:
     """each document is cut at this many tokens"""
     documents: int | None = None
     """measure on the first so many documents only"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
     out: Path | None = None
     """write a CSV file with a line for every token"""
 
@@ -179,34 +191,48 @@ def _retry(argv: list[str]) -> int:
 
 
 def _audit(argv: list[str]) -> int:
+    from transformers.utils import logging
+
     from llm_experiments.audit import audit, load, next_token_counts, to_csv, tokenize
     from llm_experiments.corpora import load_corpus
 
+    logging.set_verbosity_error()  # what is wrong with a checkpoint, `load` says in one line
+    logging.disable_progress_bar()
     options = parse_options(Audit, argv, prog=f"{_PROGRAM} audit")
-    model, tokenizer = load(options.checkpoint)
+    model, tokenizer = load(options.checkpoint, resolve_device(options.device))
     documents = load_corpus(options.text)
     measured = tokenize(tokenizer, documents[: options.documents], options.context)
     if options.counts_from is not None:
         other = {"corpus": options.counts_from, "data_dir": options.counts_data_dir}
-        documents = load_corpus(replace(options.text, **other))
-    counted = tokenize(tokenizer, documents, options.context)
-    metrics = audit(model, measured)
+        counted = tokenize(tokenizer, load_corpus(replace(options.text, **other)), options.context)
+    elif len(documents) == len(documents[: options.documents]):
+        counted = measured
+    else:
+        counted = tokenize(tokenizer, documents, options.context)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("audit", total=len(measured))
+        metrics = audit(model, measured, report=lambda done: progress.update(task, completed=done))
     bins = FrequencyBins.powers(next_token_counts(counted, metrics.num_classes), base=3)
     table = Table("training count", "types", "measured tokens", "loss", "accuracy")
     for label, members in (
         *((label, bins.index == number) for number, label in enumerate(bins.labels)),
         ("never", bins.index < 0),
     ):
-        seen = members & (metrics.count > 0)
+        seen = members & (metrics.count > 0).cpu()
         means = (metrics.loss[seen].mean(), metrics.accuracy[seen].mean())
         shown = [f"{float(mean):.3f}" if bool(seen.any()) else "" for mean in means]
         tokens = int(metrics.count[members].sum())
         table.add_row(label, f"{int(members.sum()):,}", f"{tokens:,}", *shown)
     console = Console(highlight=False)
     console.print(table)
-    average = float(metrics.loss_sum.sum() / metrics.count.sum())
-    balanced = float(metrics.loss.nanmean())
+    average = float(average_loss(metrics.count, metrics.loss))
+    balanced = float(token_balanced_loss(metrics.count, metrics.loss))
     console.print(f"average loss {average:.4f}, token-balanced {balanced:.4f} nats")
+    if average > 1.1 * math.log(len(tokenizer)):
+        console.print(
+            f"That is more than the {math.log(len(tokenizer)):.2f} nats of guessing among the "
+            "tokenizer's tokens: do checkpoint and tokenizer belong together?"
+        )
     if options.out is not None:
         write_atomically(options.out, to_csv(tokenizer, bins.class_counts, metrics))
     return 0

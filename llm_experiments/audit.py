@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from frequency_bins import ClassMetrics, class_counts
+from llm_experiments.logits import next_token_predictions
 from llm_experiments.loss_head import IGNORE_INDEX
 from llm_experiments.model_folder import check_model_folder, no_larger_than
 from llm_experiments.models import openelm  # noqa: F401  (registers OpenELM with transformers)
@@ -20,14 +21,20 @@ from llm_experiments.models import openelm  # noqa: F401  (registers OpenELM wit
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_DOCUMENTS_AT_A_TIME = 1000
 
-def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+
+def load(
+    folder: Path, device: torch.device | str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer from a local folder in transformers' format.
 
-    Only safetensors are read, and no code of the folder is run; see `check_model_folder`.
+    The model has the number type of its checkpoint. Only safetensors are read, and no code of the
+    folder is run; see `check_model_folder`.
 
     Raises:
-        ValueError: not such a folder, or a tokenizer with more tokens than the model has.
+        ValueError: not such a folder, weights that are missing or of another shape (transformers
+            would draw them at random), or a tokenizer with more tokens than the model has.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,7 +43,9 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         with no_larger_than(weights):
             tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, **settings
+            )
         # Settings can be wrong in what only their use shows.
         tokenizer(["a b"], truncation=True, max_length=2)
         with torch.no_grad():
@@ -46,21 +55,33 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{str(folder)!r} could not be loaded: {reason}") from None
+    if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
+        raise ValueError(
+            f"{str(folder)!r} has no weights for {len(lacking)} parameters of the model, such as "
+            f"{min(map(str, lacking))}; expected a whole checkpoint"
+        )
     size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
         raise ValueError(
             f"{str(folder)!r}: the tokenizer has {len(tokenizer)} tokens, the model {size}; "
             "expected a tokenizer of this model"
         )
-    return model.eval(), tokenizer
+    return model.eval().to(device), tokenizer
 
 
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], context: int
 ) -> list[Tensor]:
-    """Ids of each document cut at the context; documents of a single token are left out."""
-    encoded = tokenizer(list(documents), truncation=True, max_length=context)["input_ids"]
-    return [torch.tensor(ids) for ids in encoded if len(ids) > 1]
+    """Ids of each document cut at the context, with the special tokens that the tokenizer adds.
+
+    Documents of a single token are left out.
+    """
+    sequences = []
+    for start in range(0, len(documents), _DOCUMENTS_AT_A_TIME):
+        part = list(documents[start : start + _DOCUMENTS_AT_A_TIME])
+        encoded = tokenizer(part, truncation=True, max_length=context)["input_ids"]
+        sequences += [torch.tensor(ids) for ids in encoded if len(ids) > 1]
+    return sequences
 
 
 def next_token_counts(sequences: Sequence[Tensor], num_classes: int) -> Tensor:
@@ -71,20 +92,39 @@ def next_token_counts(sequences: Sequence[Tensor], num_classes: int) -> Tensor:
 
 @torch.no_grad()
 def audit(
-    model: PreTrainedModel, sequences: Sequence[Tensor], batch_size: int = 16
+    model: PreTrainedModel,
+    sequences: Sequence[Tensor],
+    *,
+    max_logits: int = 2**26,
+    report: Callable[[int], None] = lambda done: None,
 ) -> ClassMetrics:
-    """Loss (nats) and accuracy of every next token of the sequences."""
-    metrics = ClassMetrics(model.get_input_embeddings().num_embeddings, model.device)
-    for ids, targets in _batches(sequences, batch_size):
-        mask = torch.arange(ids.shape[1]) < (targets != IGNORE_INDEX).sum(1, keepdim=True) + 1
-        logits = model(
-            input_ids=ids.to(model.device), attention_mask=mask.long().to(model.device)
-        ).logits[:, :-1]
-        targets = targets.to(model.device)
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+    """Loss (nats) and accuracy of every next token of the sequences.
+
+    A batch holds as many sequences of about one length as give ``max_logits`` logits, and at least
+    one. ``report`` is told after each batch how many sequences are done.
+
+    Raises:
+        ValueError: a sequence longer than the model's positions, or none.
+    """
+    num_classes = model.get_input_embeddings().num_embeddings
+    longest = max(map(len, sequences), default=0)
+    positions = getattr(model.config, "max_position_embeddings", longest)
+    if not 1 < longest <= positions:
+        raise ValueError(
+            f"the longest sequence has {longest} tokens; expected at least 2 and, for the "
+            f"positions of this model, at most {positions}"
         )
-        metrics.update(losses, targets.flatten(), logits.argmax(-1).flatten() == targets.flatten())
+    metrics = ClassMetrics(num_classes, model.device)
+    done = 0
+    for rows in _batches(sequences, max_logits // num_classes):
+        ids = pad_sequence(rows, batch_first=True, padding_value=0)
+        labels = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
+        mask = (labels != IGNORE_INDEX).long()
+        logits = model(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+        ).logits
+        metrics.update(*next_token_predictions(logits, labels))
+        report(done := done + len(rows))
     return metrics
 
 
@@ -99,13 +139,13 @@ def to_csv(tokenizer: PreTrainedTokenizerBase, counts: Tensor, metrics: ClassMet
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def _batches(sequences: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids (B, T) padded on the right and targets (B, T - 1), long sequences together."""
-    order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
-    for start in range(0, len(order), size):
-        rows = [sequences[row] for row in order[start : start + size]]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
-        targets = torch.nn.utils.rnn.pad_sequence(
-            [row[1:] for row in rows], batch_first=True, padding_value=IGNORE_INDEX
-        )
-        yield ids, targets
+def _batches(sequences: Sequence[Tensor], max_tokens: int) -> Iterator[list[Tensor]]:
+    """Sequences of about one length, long ones first, padded to at most ``max_tokens`` tokens."""
+    batch: list[Tensor] = []
+    for sequence in sorted(sequences, key=len, reverse=True):
+        if batch and (len(batch) + 1) * len(batch[0]) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(sequence)
+    if batch:
+        yield batch

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel, TrainerCallback
 
 from frequency_bins import ClassMetrics
-from llm_experiments.loss_head import IGNORE_INDEX
+from llm_experiments.logits import next_token_predictions
 
 
 class TokenMetricsCallback(TrainerCallback):
@@ -23,8 +24,10 @@ class TokenMetricsCallback(TrainerCallback):
         trainer.train()
         callback.history[-1].loss     # (V,) nats, NaN where a token was not seen
 
-    A window ends where the Trainer logs (``logging_steps``). Losses are those of the training
-    steps, before each update, as in Algorithm 1 of the paper.
+    A window ends where the Trainer logs its loss (``logging_steps``). Losses are those of the
+    training steps, before each update, as in Algorithm 1 of the paper, whatever is minimised. A
+    Trainer that keeps the labels from the model (``label_smoothing_factor``) leaves nothing to
+    record, of which a warning tells. In a distributed run each process records what it trained on.
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
@@ -41,17 +44,29 @@ class TokenMetricsCallback(TrainerCallback):
         labels: Tensor | None = kwargs.get("labels")
         if not model.training or labels is None:
             return
-        logits, targets = output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        if self._window.device != targets.device:
-            self._window = ClassMetrics(self.vocab_size, targets.device)
-        losses = F.cross_entropy(
-            logits.float(), targets, reduction="none", ignore_index=IGNORE_INDEX
-        )
-        self._window.update(losses, targets, logits.argmax(-1) == targets)
+        seen = next_token_predictions(output.logits, labels)
+        if self._window.device != seen.target.device:
+            self._window = ClassMetrics(self.vocab_size, seen.target.device)
+        self._window.update(*seen)
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the window."""
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Close the window where the training loss is logged; evaluations log without it."""
+        if logs is not None and "loss" in logs:
+            self._close(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the last window, and tell of a run in which no labels came by."""
+        self._close(state.global_step)
+        if not self.history:
+            warnings.warn(
+                "TokenMetricsCallback saw no labels: the Trainer gave none to the model",
+                stacklevel=2,
+            )
+
+    def _close(self, step: int) -> None:
         if int(self._window.count.sum()):
-            self.steps.append(state.global_step)
+            self.steps.append(step)
             self.history.append(self._window)
             self._window = ClassMetrics(self.vocab_size, self._window.device)

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
+from frequency_bins import ClassMetrics
 from llm_experiments.__main__ import main
 from llm_experiments.audit import audit, load, tokenize
 from llm_experiments.callback import TokenMetricsCallback
@@ -18,6 +35,7 @@ from llm_experiments.configs import DataConfig
 from llm_experiments.corpora import load_corpus
 from llm_experiments.models.presets import build_model
 from llm_experiments.preparation import PreparedCorpus
+from llm_experiments.tests.conftest import SHARED, needs_shared
 from llm_experiments.training import save_model
 
 
@@ -30,20 +48,84 @@ def checkpoint(
     return folder
 
 
-def test_audit_is_the_sum_by_hand(checkpoint: Path, data: DataConfig) -> None:
+def summed_by_hand(model: PreTrainedModel, sequences: Iterable[torch.Tensor]) -> ClassMetrics:
+    """Algorithm 1 of the paper to the letter, one sequence and one token at a time."""
+    size = model.get_input_embeddings().num_embeddings
+    metrics: dict[int, list[tuple[float, bool]]] = {token: [] for token in range(size)}
+    for sequence in sequences:
+        logits = model(input_ids=sequence[None]).logits[0, :-1].double()
+        for row, target in zip(logits, sequence[1:].tolist(), strict=True):
+            loss = float(row.logsumexp(0) - row[target])
+            metrics[target].append((loss, int(row.argmax()) == target))
+    summed = ClassMetrics(size)
+    for target, entries in metrics.items():
+        losses = torch.tensor([loss for loss, _ in entries], dtype=torch.float64)
+        correct = torch.tensor([right for _, right in entries], dtype=torch.bool)
+        summed.update(losses, torch.full((len(entries),), target), correct)
+    return summed
+
+
+@pytest.mark.parametrize("max_logits", [1, 300 * 50, 2**26])
+def test_audit_is_algorithm_1(
+    checkpoint: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch, max_logits: int
+) -> None:
+    monkeypatch.setattr("llm_experiments.logits._CHUNK_ELEMENTS", 300 * 7)
     model, tokenizer = load(checkpoint)
-    documents = load_corpus(data)[:9]
-    sequences = tokenize(tokenizer, documents, 20)
-    metrics = audit(model, [*sequences, sequences[0][:7]], batch_size=4)
-    losses = np.zeros(metrics.num_classes)
-    counts = np.zeros(metrics.num_classes, dtype=int)
-    for sequence in [*sequences, sequences[0][:7]]:
-        logits = model(input_ids=sequence[None]).logits[0, :-1]
-        for position, target in enumerate(sequence[1:].tolist()):
-            losses[target] += F.cross_entropy(logits[position], sequence[position + 1]).item()
-            counts[target] += 1
-    assert metrics.count.tolist() == counts.tolist()
-    np.testing.assert_allclose(metrics.loss_sum.numpy(), losses, rtol=1e-4)
+    sequences = tokenize(tokenizer, load_corpus(data)[:9], 20)
+    sequences.append(sequences[0][:7])
+    done: list[int] = []
+    metrics = audit(model, sequences, max_logits=max_logits, report=done.append)
+    with torch.no_grad():
+        expected = summed_by_hand(model, sequences)
+    assert metrics.count.tolist() == expected.count.tolist()
+    assert metrics.correct.tolist() == expected.correct.tolist()
+    np.testing.assert_allclose(metrics.loss_sum, expected.loss_sum, rtol=1e-5)
+    assert done[-1] == len(sequences)
+    assert (len(done) == len(sequences)) == (max_logits == 1)
+
+
+def gpt2() -> PreTrainedModel:
+    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=40)
+    return GPT2LMHeadModel(config)
+
+
+def llama() -> PreTrainedModel:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=320, intermediate_size=64, **shape))
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_any_causal_model_is_audited(
+    make: Callable[[], PreTrainedModel], corpus: PreparedCorpus, data: DataConfig, tmp_path: Path
+) -> None:
+    """Written by transformers and read back; Llama's vocabulary is padded beyond the tokenizer."""
+    torch.manual_seed(0)
+    save_model(make(), corpus, tmp_path)
+    model, tokenizer = load(tmp_path)
+    sequences = tokenize(tokenizer, load_corpus(data)[:5], 16)
+    metrics = audit(model, sequences)
+    with torch.no_grad():
+        expected = summed_by_hand(model, sequences)
+    assert metrics.count.tolist() == expected.count.tolist()
+    np.testing.assert_allclose(metrics.loss_sum, expected.loss_sum, rtol=1e-5)
+
+
+@needs_shared("reference/openelm_tiny.safetensors")
+def test_an_official_openelm_checkpoint_is_audited(tmp_path: Path) -> None:
+    """Config and weights as the original implementation names them; its loss comes out."""
+    with safe_open(SHARED / "reference/openelm_tiny.safetensors", "pt") as file:
+        notes, names = file.metadata(), [n for n in file.keys() if n.startswith("weight:")]  # noqa: SIM118
+        weights = {name.removeprefix("weight:"): file.get_tensor(name) for name in names}
+        ids = file.get_tensor("input_ids")
+    config = json.loads(notes["config"]) | {"model_type": "openelm"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = Tokenizer(WordLevel({f"t{i}": i for i in range(257)}, unk_token="t0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    model, _ = load(tmp_path)
+    metrics = audit(model, list(ids))
+    average = float(metrics.loss_sum.sum() / metrics.count.sum())
+    assert average == pytest.approx(float(notes["loss"]), rel=1e-5)
 
 
 def test_the_command_prints_bins_and_writes_every_token(
@@ -62,41 +144,120 @@ def test_the_command_prints_bins_and_writes_every_token(
 
 
 def test_what_cannot_be_audited(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, data: DataConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "config.json").write_text("{")
-    for folder in (tmp_path / "nowhere", tmp_path):
-        assert main(["audit", "--checkpoint", str(folder), "--corpus", "python-docs"]) == 2
+    def refused(folder: Path, *words: str) -> None:
+        text = ["--corpus", "text", "--data-dir", str(data.data_dir)]
+        assert main(["audit", "--checkpoint", str(folder), *text]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert str(folder) in line
+        for word in (str(folder), *words):
+            assert word in line
+
+    refused(tmp_path / "nowhere", "config.json")
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    (broken / "config.json").write_text("{")
+    refused(broken)
+
+    torn = tmp_path / "torn"
+    shutil.copytree(checkpoint, torn)
+    weights = torn / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    refused(torn)
+    # Weights that are not there would be drawn at random, and measured as if they were the model's.
+    with safe_open(checkpoint / "model.safetensors", "pt") as file:
+        kept = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    for name in [name for name in kept if "layers.1" in name]:
+        del kept[name]
+    save_file(kept, weights, metadata={"format": "pt"})
+    refused(torn, "no weights for", "layers.1")
+
+
+def test_a_model_that_is_worse_than_guessing_is_questioned(
+    checkpoint: Path, tmp_path: Path, data: DataConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it is with the tokenizer of another model of the same size; here it is sure and wrong."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    text = ["--corpus", "text", "--data-dir", str(data.data_dir), "--documents", "9"]
+    arguments = ["audit", "--checkpoint", str(folder), *text]
+    for factor, is_worse in ((0.01, False), (100.0, True)):
+        model, _ = load(checkpoint)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(factor)
+        model.save_pretrained(folder)
+        assert main(arguments) == 0
+        assert ("belong together" in capsys.readouterr().out) == is_worse
+
+
+def test_a_context_beyond_the_models_positions_is_refused(
+    corpus: PreparedCorpus, data: DataConfig, tmp_path: Path
+) -> None:
+    save_model(gpt2(), corpus, tmp_path)
+    model, tokenizer = load(tmp_path)
+    sequences = tokenize(tokenizer, ["word " * 200], 64)
+    with pytest.raises(ValueError, match=r"the longest sequence has 64 tokens; .* at most 40"):
+        audit(model, sequences)
+
+
+def arguments_for(folder: Path, **more: Any) -> TrainingArguments:
+    quiet = {"report_to": [], "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
+    return TrainingArguments(output_dir=str(folder), num_train_epochs=1, **quiet, **more)
 
 
 def test_the_callback_records_what_the_trainer_trains(
     corpus: PreparedCorpus, tmp_path: Path
 ) -> None:
+    """Against Algorithm 1 with a dictionary, over accumulated batches, -100s and an evaluation."""
     model = build_model("qwen2-tiny", vocab_size=corpus.vocab_size)
     tokens = torch.from_numpy(np.array(corpus.tokens)).long()
-    rows = [{"input_ids": row, "labels": row} for row in tokens]
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=4,
-        num_train_epochs=1,
+    labels = tokens.masked_fill(tokens % 3 == 0, -100)
+    rows = [{"input_ids": x, "labels": y} for x, y in zip(tokens, labels, strict=True)]
+    arguments = arguments_for(
+        tmp_path,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
         logging_steps=2,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
+        eval_strategy="steps",
+        eval_steps=1,
     )
+    dictionary: dict[int, list[tuple[float, bool]]] = {}
+
+    def algorithm_1(model: PreTrainedModel, args: Any, kwargs: Any, output: Any) -> None:
+        if not model.training:
+            return
+        for sequence, targets in zip(output.logits, kwargs["labels"], strict=True):
+            for row, target in zip(sequence[:-1], targets[1:].tolist(), strict=True):
+                if target != -100:
+                    loss = float(-row.detach().double().log_softmax(0)[target])
+                    right = int(row.argmax()) == target
+                    dictionary.setdefault(target, []).append((loss, right))
+
+    model.register_forward_hook(algorithm_1, with_kwargs=True)
     callback = TokenMetricsCallback(model, vocab_size=corpus.vocab_size)
-    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[callback])
     trainer.train()
     assert callback.steps == [2, 4, 6]
-    total = sum(window.count for window in callback.history)
-    assert total.tolist() == corpus.class_counts.tolist()
-    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    for window, loss in zip(callback.history, logged, strict=True):
-        average = float(window.loss_sum.sum() / window.count.sum())
-        assert average == pytest.approx(loss, rel=1e-3)
+    assert sum(map(len, dictionary.values())) == int((labels[:, 1:] != -100).sum())
+    for target in range(corpus.vocab_size):
+        entries = dictionary.get(target, [])
+        assert sum(int(window.count[target]) for window in callback.history) == len(entries)
+        right = sum(correct for _, correct in entries)
+        assert sum(int(window.correct[target]) for window in callback.history) == right
+        summed = sum(float(window.loss_sum[target]) for window in callback.history)
+        assert summed == pytest.approx(sum(loss for loss, _ in entries), rel=1e-5)
+
+
+def test_a_callback_that_gets_no_labels_says_so(corpus: PreparedCorpus, tmp_path: Path) -> None:
+    model = build_model("qwen2-tiny", vocab_size=corpus.vocab_size)
+    row = torch.from_numpy(np.array(corpus.tokens[0])).long()
+    rows = [{"input_ids": row, "labels": row}] * 2
+    callback = TokenMetricsCallback(model, vocab_size=corpus.vocab_size)
+    arguments = arguments_for(tmp_path, label_smoothing_factor=0.1)
+    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
+    with pytest.warns(UserWarning, match="saw no labels"):
+        trainer.train()
 
 
 def test_a_tokenizer_of_another_model_is_refused(corpus: PreparedCorpus, tmp_path: Path) -> None:
