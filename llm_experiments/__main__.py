@@ -26,7 +26,7 @@ from frequency_bins import (
 from frequency_bins.command_line import parse_options, run_command, run_subcommand, take_option
 from frequency_bins.executors import ExecutorConfig
 from frequency_bins.executors.command_line import Retry, print_counts, status_command
-from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
+from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.corpora import CorpusConfig
 from llm_experiments.models.presets import MODEL_NAMES
 from llm_experiments.recipes import published, recipe
@@ -46,6 +46,10 @@ class Train:
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     device: str = "auto"
     """auto, cpu or cuda"""
+    parallel: Parallel = "ddp"
+    """under torchrun: every process holds the whole model (ddp) or a part of it (fsdp)"""
+    save_model: bool = False
+    """keep the trained model in the run's folder, in transformers' format"""
     execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
 
@@ -163,6 +167,8 @@ def _train(argv: list[str]) -> int:
             training=TrainingConfig(**shared),
             data=options.data,
             device=options.device,
+            parallel=options.parallel,
+            save_model=options.save_model,
             execution=options.execution,
         )
     )
@@ -180,7 +186,9 @@ def _train_defaults(argv: list[str]) -> Train:
 def _run(*grids: SweepConfig) -> int:
     from llm_experiments.sweep import sweep  # after the options are read: it imports for seconds
 
-    return print_counts(grids[0].study_folder, sweep(*grids))
+    counts = sweep(*grids)
+    # Under torchrun only the first process tells.
+    return print_counts(grids[0].study_folder, counts) if counts else 0
 
 
 def _retry(argv: list[str]) -> int:

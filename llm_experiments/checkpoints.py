@@ -34,8 +34,8 @@ class Checkpoint:
     """where it was found"""
 
 
-def save(folder: Path, step: int, parts: Mapping[str, Any], earlier: Sequence[Path] = ()) -> None:
-    """Write the state_dict of every part after a step, then remove the checkpoints before it.
+def save(folder: Path, step: int, state: Mapping[str, Any], earlier: Sequence[Path] = ()) -> None:
+    """Write the state of every part after a step, then remove the checkpoints before it.
 
     They are removed from ``earlier`` folders too.
 
@@ -46,7 +46,7 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], earlier: Sequence[Pa
     older = [path for place in (folder, *earlier) for _, _, path in _found(place)]
     try:
         with beside.open("wb") as file:
-            torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+            torch.save(dict(state), file)
         beside.rename(folder / f"checkpoint-{step:08d}-{_digest(beside)}.pt")
     except RuntimeError as error:
         # torch gives an error of its own for a write that failed, with the cause behind it.

@@ -17,6 +17,7 @@ from llm_experiments.tokenization import SMALLEST_VOCABULARY
 DecayGroup = Literal["all", "matrices", "no-embeddings", "embeddings", "head", "body"]
 DecayMode = Literal["decoupled", "l2"]
 Precision = Literal["fp32", "fp16", "bf16"]
+Parallel = Literal["ddp", "fsdp"]
 Evaluation = Literal["stream", "final", "full"]
 
 
@@ -155,6 +156,8 @@ class SweepConfig:
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     device: str = "auto"
     """auto, cpu or cuda"""
+    parallel: Parallel = "ddp"
+    """under torchrun: every process holds the whole model (ddp) or a part of it (fsdp)"""
     save_model: bool = False
     """keep the trained model in the run's folder, in transformers' format"""
     execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)

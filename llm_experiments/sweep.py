@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from frequency_bins import Attempt, Run, resolve_device, run_id
+from frequency_bins import Attempt, Diverged, Run, Stopped, resolve_device, run_id
 from frequency_bins.circumstances import circumstances, command_line, of_manifest, places
 from frequency_bins.executors import (
     EARLIER,
     ExecutorConfig,
+    Pool,
     SweepProgress,
     Task,
     open_pool,
 )
 from frequency_bins.executors import sweep as run_tasks
 from frequency_bins.status import unfinished_business
-from llm_experiments.configs import DataConfig, RunConfig, SweepConfig
+from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig
+from llm_experiments.distributed import Follower, Group, follow, group_errors, join, lead
 from llm_experiments.models.presets import build_model
 from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
 from llm_experiments.training import Progress, train
@@ -36,6 +38,7 @@ class Recipe:
     config: RunConfig
     corpus: Path
     device: str
+    parallel: Parallel
     command: str
     save_model: bool
 
@@ -49,10 +52,31 @@ def sweep(*grids: SweepConfig) -> dict[str, int]:
     first = grids[0]
     if first.execution.executor == "local":
         resolve_device(first.device)
-    with contextlib.closing(SweepProgress()) as progress:
+    group = join(first.parallel, first.device)
+    if not group.leads:
+        follow(group, functools.partial(_follow, group))
+        return {}
+    with contextlib.closing(SweepProgress()) as progress, _workers(group, first) as open_it:
         progress.say(f"preparing corpus {first.data.corpus!r} ...")
         tasks = [task for grid in grids for task in create_tasks(grid)]
-        return _run(tasks, first.execution, first.device, first.training.threads, progress)
+        return run_tasks(tasks, open_it, progress)
+
+
+@contextlib.contextmanager
+def _workers(group: Group, grid: SweepConfig) -> Iterator[Callable[[int], Pool]]:
+    """What opens the pool of a sweep: its executor's, or the processes of torchrun."""
+    if group.size == 1:
+        yield _opener(grid.execution, grid.device, grid.training.threads)
+        return
+    with lead(group) as pool:
+        if grid.training.batch_size % group.size:
+            raise ValueError(
+                f"batch_size is {grid.training.batch_size}; expected a multiple of the "
+                f"{group.size} processes"
+            )
+        if grid.execution != ExecutorConfig():
+            raise ValueError("torchrun does one run at a time; expected no option of an executor")
+        yield lambda calls: pool
 
 
 def retry(study: Path, execution: ExecutorConfig, device: str = "auto") -> dict[str, int]:
@@ -65,7 +89,7 @@ def retry(study: Path, execution: ExecutorConfig, device: str = "auto") -> dict[
     with contextlib.closing(SweepProgress()) as progress:
         tasks = [_task_again(run, device) for run in runs]
         threads = max((task.argument.config.threads for task in tasks), default=1)
-        return _run(tasks, execution, device, threads, progress)
+        return run_tasks(tasks, _opener(execution, device, threads), progress)
 
 
 def create_tasks(grid: SweepConfig) -> list[Task]:
@@ -74,15 +98,8 @@ def create_tasks(grid: SweepConfig) -> list[Task]:
     return [_task(grid, cell, corpus) for cell in grid.cells()]
 
 
-def _run(
-    tasks: Sequence[Task],
-    execution: ExecutorConfig,
-    device: str,
-    threads: int,
-    progress: SweepProgress,
-) -> dict[str, int]:
-    open_it = functools.partial(open_pool, execution, device=device, threads=threads)
-    return run_tasks(tasks, open_it, progress)
+def _opener(execution: ExecutorConfig, device: str, threads: int) -> Callable[[int], Pool]:
+    return functools.partial(open_pool, execution, device=device, threads=threads)
 
 
 def _task(grid: SweepConfig, cell: RunConfig, corpus: PreparedCorpus) -> Task:
@@ -94,7 +111,7 @@ def _task(grid: SweepConfig, cell: RunConfig, corpus: PreparedCorpus) -> Task:
         data=places(grid.data),
         save_model=grid.save_model,
     )
-    return _of(run, cell, corpus, grid.device, grid.save_model)
+    return _of(run, cell, corpus, grid.device, grid.save_model, grid.parallel)
 
 
 def _task_again(run: Run, device: str) -> Task:
@@ -105,11 +122,19 @@ def _task_again(run: Run, device: str) -> Task:
     return _of(run, cell, corpus, device, bool(run.manifest.get("save_model")))
 
 
-def _of(run: Run, cell: RunConfig, corpus: PreparedCorpus, device: str, save_model: bool) -> Task:
+def _of(
+    run: Run,
+    cell: RunConfig,
+    corpus: PreparedCorpus,
+    device: str,
+    save_model: bool,
+    parallel: Parallel = "ddp",
+) -> Task:
     recipe = Recipe(
         config=cell,
         corpus=corpus.folder.resolve(),
         device=device,
+        parallel=parallel,
         command=command_line(),
         save_model=save_model,
     )
@@ -123,9 +148,10 @@ def _of(run: Run, cell: RunConfig, corpus: PreparedCorpus, device: str, save_mod
 
 
 def work(attempt: Attempt, recipe: Recipe) -> None:
-    """Do one run in this process."""
-    device = resolve_device(recipe.device)
+    """Do one run in this process, and in those that follow it."""
+    device, group = resolve_device(recipe.device), join(recipe.parallel, recipe.device)
     corpus, config = _loaded(recipe.corpus), recipe.config
+    together = {} if group.size == 1 else {"processes": group.size, "parallel": group.parallel}
     attempt.update(
         **circumstances(
             _PACKAGES,
@@ -133,13 +159,39 @@ def work(attempt: Attempt, recipe: Recipe) -> None:
             data_hash=corpus.data_hash,
             parameters=_parameters(config.model, corpus.vocab_size),
             command=recipe.command,
+            **together,
         )
     )
 
     def report(progress: Progress) -> None:
         attempt.advance(progress.step, progress.tokens_per_second, "tokens/s")
 
-    train(config, corpus, attempt, device=device, report=report, keep_model=recipe.save_model)
+    with group_errors():
+        if group.size > 1:
+            group.tell((recipe, attempt.folders()))
+        train(
+            config,
+            corpus,
+            attempt,
+            device=device,
+            report=report,
+            keep_model=recipe.save_model,
+            group=group,
+        )
+
+
+def _follow(group: Group, recipe: Recipe, follower: Follower) -> None:
+    """This process's part of a run that the first one writes."""
+    device, corpus = resolve_device(recipe.device), load_prepared(recipe.corpus)
+    with contextlib.suppress(Diverged, Stopped):  # as the first process finds too
+        train(
+            recipe.config,
+            corpus,
+            follower,
+            device=device,
+            keep_model=recipe.save_model,
+            group=group,
+        )
 
 
 @functools.lru_cache(maxsize=1)

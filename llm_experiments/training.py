@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frequency_bins import Attempt, ClassMetrics, Diverged, Stopped
 from frequency_bins.saved_state import restore
 from llm_experiments.checkpoints import load_latest, save
 from llm_experiments.clock import Clock
 from llm_experiments.configs import RunConfig
+from llm_experiments.distributed import ALONE, Follower, Group
 from llm_experiments.dropout import add_dropout, seed_dropout
 from llm_experiments.loss_head import IGNORE_INDEX, TokenLosses, linear_cross_entropy
 from llm_experiments.models.presets import build_model, classifier, features
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HALF = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+Writer = Attempt | Follower
 # It starts at 2^16 and is halved at every overflow.
 _SMALLEST_LOSS_SCALE = 2.0**-10
 
@@ -49,11 +51,12 @@ class Progress:
 def train(
     config: RunConfig,
     corpus: PreparedCorpus,
-    attempt: Attempt,
+    attempt: Writer,
     *,
     device: torch.device,
     report: Callable[[Progress], None] = lambda progress: None,
     keep_model: bool = False,
+    group: Group = ALONE,
 ) -> PreTrainedModel:
     """Train one run to its end, or on from its last checkpoint, and publish its record.
 
@@ -75,35 +78,38 @@ def train(
         vocab_size=corpus.vocab_size,
         seed=config.seed,
         tied=config.tie_embeddings,
-        device=device,
+        device="cpu" if group.shards else device,  # which may not have room for all of it
     )
     add_dropout(model, config.dropout)
     if config.compile:
-        model.base_model.compile()
+        for module in model.base_model.layers if group.shards else [model.base_model]:
+            module.compile()
+    head = LanguageModelLoss(model, half, config.label_smoothing)
+    step_loss = group.wrap(head, model.base_model.layers, device)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     metrics = ClassMetrics(corpus.vocab_size, device)
     windows = WindowHistory()
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
     state |= {"metrics": metrics, "windows": windows}
-    step = resume(attempt, state)
+    step = resume(attempt, state, group)
     clock = Clock(tokens.shape[1] * config.batch_size * config.accumulation, step)
 
     while step < config.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
+        for settings in optimizer.param_groups:
+            settings["lr"] = learning_rate(config, step)
         for part in range(config.accumulation):
             batch = step * config.accumulation + part
             rows = batch_rows(config, len(tokens), batch)
             if config.dropout:
-                seed_dropout(config.seed, batch)
+                seed_dropout(config.seed, batch * group.size + group.rank)
             if device.type == "cuda":  # a copy from pageable memory would wait for the device
                 rows = rows.pin_memory().to(device, non_blocking=True)
             # Weights carry the loss scale, so that it is there where the head forms gradients.
-            weights = scaler.scale(class_weights / config.accumulation)
-            losses, targets = token_losses(
-                model, tokens[rows], weights, half, config.label_smoothing
-            )
+            # DDP and FSDP average gradients over the processes, each of which has a part of a sum.
+            weights = scaler.scale(class_weights * group.size / config.accumulation)
+            whole = tokens[rows]
+            losses, targets = step_loss(group.share(whole), weights, count_targets(whole))
             losses.objective.backward()
             metrics.update(losses.loss, targets, losses.correct, ignore_index=IGNORE_INDEX)
         scaler.step(optimizer)
@@ -118,10 +124,11 @@ def train(
                 passes = {"full": tokens} if config.evaluate == "full" else {}
                 passes |= {"held_out": held_out} if len(held_out) else {}
                 measured = {
-                    name: evaluate(model, sequences, class_weights, half, config.batch_size)
+                    name: evaluate(step_loss, sequences, class_weights, config.batch_size, group)
                     for name, sequences in passes.items()
                 }
-                average = windows.append(step, metrics, **measured)
+                average = windows.append(step, group.total(metrics), **measured)
+                metrics.reset()
             check_finite(step, average, scaler)
             attempt.append_scalars(
                 {
@@ -131,25 +138,32 @@ def train(
                     "tokens_per_second": clock.tokens_per_second(step),
                 }
             )
-            if step < config.steps and clock.checkpoint_is_due():
+            if step < config.steps and group.any(clock.checkpoint_is_due()):
                 with clock.checkpointing():
-                    save(attempt.folder, step, state, attempt.folders()[1:])
-        if attempt.should_stop():
-            save(attempt.folder, step, state, attempt.folders()[1:])
+                    keep(attempt, step, state, group)
+        if group.any(attempt.should_stop()):
+            keep(attempt, step, state, group)
             raise Stopped(f"stopped after step {step}")
 
     training_set = tokens if config.evaluate != "stream" else tokens[:0]
     with clock.paused():
-        final = evaluate(model, training_set, class_weights, half, config.batch_size)
+        final = evaluate(step_loss, training_set, class_weights, config.batch_size, group)
+    weights = group.gathered(model.state_dict()) if keep_model else {}
+    if group.leads:
+        if keep_model:
+            save_model(model, corpus, attempt.folder / "model", weights)
         record = windows.record(corpus, final)
-    if keep_model:
-        save_model(model, corpus, attempt.folder / "model")
-    files = ("model",) if keep_model else ()
-    attempt.publish(record, files=files, tokens_per_second=clock.tokens_per_second(step))
+        files = ("model",) if keep_model else ()
+        attempt.publish(record, files=files, tokens_per_second=clock.tokens_per_second(step))
     return model
 
 
-def save_model(model: PreTrainedModel, corpus: PreparedCorpus, folder: Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    corpus: PreparedCorpus,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write model and tokenizer in transformers' format, as `audit` and others read it."""
     from transformers import PreTrainedTokenizerFast
 
@@ -158,8 +172,25 @@ def save_model(model: PreTrainedModel, corpus: PreparedCorpus, folder: Path) -> 
         tokenizer_object=corpus.tokenizer(),
         **{f"{role}_token": token for role, token in special.items()},
     )
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
+
+
+class LanguageModelLoss(nn.Module):
+    """A model with its loss, as one module: what DDP and FSDP wrap."""
+
+    def __init__(
+        self, model: PreTrainedModel, half: torch.dtype | None, label_smoothing: float
+    ) -> None:
+        super().__init__()
+        self.model, self.half, self.label_smoothing = model, half, label_smoothing
+
+    def forward(
+        self, sequences: Tensor, class_weights: Tensor, num_targets: Tensor
+    ) -> tuple[TokenLosses, Tensor]:
+        """See `token_losses`."""
+        smoothing = self.label_smoothing if self.training else 0.0
+        return token_losses(self.model, sequences, class_weights, self.half, smoothing, num_targets)
 
 
 def token_losses(
@@ -168,19 +199,23 @@ def token_losses(
     class_weights: Tensor,
     half: torch.dtype | None = None,
     label_smoothing: float = 0.0,
+    num_targets: Tensor | None = None,
 ) -> tuple[TokenLosses, Tensor]:
     """Losses of the B * (T - 1) next tokens of sequences (B, T), and those targets.
 
-    The objective is the mean over the targets of class weight times (smoothed) cross-entropy. With
-    ``half`` the matrix products are done in that type; losses are float32 in any case.
+    The objective is the sum over the targets of class weight times (smoothed) cross-entropy, over
+    ``num_targets`` (scalar; that of these sequences, so that it is a mean, unless they are only a
+    part of a batch). With ``half`` the matrix products are done in that type; losses are float32 in
+    any case.
     """
+    if num_targets is None:
+        num_targets = count_targets(sequences)
     sequences = sequences.long()
     targets = sequences[:, 1:].flatten()
     targets = targets.masked_fill(targets == PAD_ID, IGNORE_INDEX)
     with torch.autocast(sequences.device.type, half, enabled=half is not None):
         outputs = features(model, sequences)[:, :-1].flatten(0, 1)
-    valid = targets != IGNORE_INDEX
-    token_weight = class_weights[targets.clamp(min=0)] / valid.sum()
+    token_weight = class_weights[targets.clamp(min=0)] / num_targets
     if half is not None:
         outputs = outputs.to(half)
     losses = linear_cross_entropy(
@@ -189,22 +224,27 @@ def token_losses(
     return losses, targets
 
 
+def count_targets(sequences: Tensor) -> Tensor:
+    """How many next tokens sequences (B, T) have: a scalar that stays on the device."""
+    return (sequences[:, 1:] != PAD_ID).sum()
+
+
 @torch.no_grad()
 def evaluate(
-    model: PreTrainedModel,
+    step_loss: nn.Module,
     sequences: Tensor,
     class_weights: Tensor,
-    half: torch.dtype | None,
     batch_size: int,
+    group: Group,
 ) -> ClassMetrics:
     """One pass over sequences (S, T): the loss and accuracy of every token."""
     metrics = ClassMetrics(len(class_weights), sequences.device)
-    model.eval()
+    step_loss.eval()
     for batch in sequences.split(batch_size) if len(sequences) else ():
-        losses, targets = token_losses(model, batch, class_weights, half)
+        losses, targets = step_loss(group.share(batch), class_weights, count_targets(batch))
         metrics.update(losses.loss, targets, losses.correct, ignore_index=IGNORE_INDEX)
-    model.train()
-    return metrics
+    step_loss.train()
+    return group.total(metrics)
 
 
 def synchronise(device: torch.device) -> None:
@@ -240,7 +280,16 @@ def _epoch_order(seed: int, epoch: int, num_sequences: int) -> npt.NDArray[np.in
     return np.random.default_rng((seed, epoch)).permutation(num_sequences)
 
 
-def resume(attempt: Attempt, parts: Mapping[str, Any]) -> int:
+def keep(attempt: Writer, step: int, parts: Mapping[str, Any], group: Group) -> None:
+    """Write a checkpoint; every process has to call this."""
+    pending = group.total(parts["metrics"])
+    parts = {**parts, "metrics": pending}
+    state = {name: group.gathered(part.state_dict()) for name, part in parts.items()}
+    if group.leads:
+        save(attempt.folder, step, state, attempt.folders()[1:])
+
+
+def resume(attempt: Writer, parts: Mapping[str, Any], group: Group) -> int:
     """Load the latest whole checkpoint, if there is one, and return the step to go on from."""
     checkpoint = load_latest(*attempt.folders())
     if checkpoint is None:
@@ -249,6 +298,9 @@ def resume(attempt: Attempt, parts: Mapping[str, Any]) -> int:
     state = checkpoint.state
     # Early versions kept no metrics, and none were pending.
     kept = {name: part for name, part in parts.items() if name != "metrics" or name in state}
+    state = {name: group.scattered(parts.get(name), part) for name, part in state.items()}
     restore(kept, state, checkpoint.path)
+    if not group.leads:
+        parts["metrics"].reset()  # what was pending counts once
     attempt.resume(checkpoint.step, checkpoint.path.parent)
     return checkpoint.step

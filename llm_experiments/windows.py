@@ -20,16 +20,14 @@ class WindowHistory:
     def append(self, step: int, stream: ClassMetrics, **passes: ClassMetrics) -> float:
         """Close a window: keep what the training steps saw, and passes made at its end.
 
-        Returns the average loss of the training steps in nats, and clears their metrics.
+        Returns the average loss of the training steps in nats.
         """
         row = _means(stream)
         for name, metrics in passes.items():
             row |= {f"{name}_{measure}": mean for measure, mean in _means(metrics).items()}
         self._steps.append(step)
         self._rows.append(row)
-        average = float(stream.loss_sum.sum() / stream.count.sum())
-        stream.reset()
-        return average
+        return float(stream.loss_sum.sum() / stream.count.sum())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The windows so far: steps (windows,), and every measure (windows, V)."""

@@ -145,12 +145,12 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(tmp_path: Path) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         with pytest.raises(OSError, match="too large") as caught:
-            save(tmp_path, 5, {"model": model})
+            save(tmp_path, 5, {"model": model.state_dict()})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.filename == str(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    save(tmp_path, 5, {"model": model})
+    save(tmp_path, 5, {"model": model.state_dict()})
     checkpoint = load_latest(tmp_path)
     assert checkpoint is not None
     assert torch.equal(checkpoint.state["model"]["weight"], model.weight)
