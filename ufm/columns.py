@@ -62,11 +62,15 @@ class Columns:
         return value + norm, gradient + z / norm
 
 
-def finish_columns(problem: ScaledProblem, start: Float[Tensor, "b V C"]) -> Float[Tensor, "b V C"]:
-    """The minimiser z of every column. `start`: A B, any values."""
-    found = torch.empty_like(start)
+def finish_columns(
+    problem: ScaledProblem, A: Float[Tensor, "b V d"], B: Float[Tensor, "b d C"]
+) -> tuple[Float[Tensor, "b V k"], Int[Tensor, " k"]]:
+    """The minimiser z of every column, and which columns these are: those that are not zero in some
+    problem of the batch. Starts at A B, which may be anything."""
+    found, kept = [], []
     for where in problem.chunks():
-        batch, classes, columns = start[:, :, where].shape
+        start = torch.bmm(A, B[:, :, where])
+        batch, classes, columns = start.shape
         scale = problem.row.unsqueeze(2) * problem.col[:, None, where]
         side_by_side = Columns(
             scale=scale.transpose(0, 1).reshape(classes, -1),
@@ -75,9 +79,12 @@ def finish_columns(problem: ScaledProblem, start: Float[Tensor, "b V C"]) -> Flo
             smoothing=problem.smoothing,
             mse=problem.mse,
         )
-        z = _solve(side_by_side, start[:, :, where].transpose(0, 1).reshape(classes, -1))
-        found[:, :, where] = z.reshape(classes, batch, columns).transpose(0, 1)
-    return found
+        z = _solve(side_by_side, start.transpose(0, 1).reshape(classes, -1))
+        z = z.reshape(classes, batch, columns).transpose(0, 1)
+        moved = (z != 0).any(1).any(0).nonzero().squeeze(1)
+        found.append(z[:, :, moved])
+        kept.append(moved + where.start)
+    return torch.cat(found, 2), torch.cat(kept)
 
 
 def _solve(columns: Columns, start: Float[Tensor, "V M"]) -> Float[Tensor, "V M"]:

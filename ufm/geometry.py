@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ufm.certificate import class_losses, class_means, sample_labels
+from ufm.certificate import class_means, feature_losses, sample_labels
 from ufm.closed_form import closed_form
 from ufm.problem import UFMProblem
 
@@ -81,7 +81,7 @@ def class_errors(
 ) -> Float[Tensor, " V"]:
     """|loss_k - closed form| / closed form of each class. ValueError where there is none."""
     label = _labels(problem, H)
-    losses = class_losses(problem, W @ H, label)
+    losses = feature_losses(problem, W, H)
     mean = losses.new_zeros(problem.num_classes).index_add(0, label, losses)
     mean = mean / torch.bincount(label, minlength=problem.num_classes)
     exact = closed_form(problem).loss

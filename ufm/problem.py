@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -204,6 +205,21 @@ def check_allocation(what: str, *shape: int, device: torch.device) -> None:
             f"{what} ({size}) is too large to allocate: {needed / 2**30:.1f} GiB; "
             f"expected at most the {installed / 2**30:.1f} GiB of {device}"
         )
+
+
+@contextlib.contextmanager
+def allocation(what: str) -> Iterator[None]:
+    """Turn running out of memory within the block into a ValueError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not out and "allocate memory" not in str(error):
+            raise
+        reason = str(error).partition(". ")[0].splitlines()
+        raise ValueError(
+            f"{what} is too large to allocate: {reason[0] if reason else 'out of memory'}"
+        ) from error
 
 
 def as_tensor(name: str, value: Numbers) -> Tensor:

@@ -18,6 +18,8 @@ from ufm.problem import UFMProblem
 
 CHUNK_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
 """Numbers in one block of logits: what a CPU's cache keeps, what fills a GPU."""
+SMALLEST_CHUNK = 64
+"""Columns of one block at least: with fewer, a product with A only waits for A."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +96,7 @@ class ScaledProblem:
         """Column ranges small enough that (b, V, columns) stays within CHUNK_ELEMENTS."""
         batch, columns = self.mass.shape
         elements = CHUNK_ELEMENTS.get(self.mass.device.type, CHUNK_ELEMENTS["cuda"])
-        size = max(1, elements // (batch * self.row.shape[1]))
+        size = max(1, elements // (batch * self.row.shape[1]), SMALLEST_CHUNK // batch)
         return [slice(i, min(i + size, columns)) for i in range(0, columns, size)]
 
     def value_and_gradient(self, at: Point) -> tuple[Float[Tensor, " b"], Point]:
@@ -161,8 +163,8 @@ def logit_losses(
     index = label.expand(len(Z), 1, -1)
     own = Z.gather(1, index)
     if mse:
-        loss = 0.5 * Z.square().sum(1) - own.squeeze(1) + 0.5
-        return loss, Z.scatter_add(1, index, torch.full_like(own, -1.0))
+        slope = Z.scatter_add(1, index, torch.full_like(own, -1.0))
+        return 0.5 * slope.square().sum(1), slope
     D = Z - own
     D.scatter_(1, index, -torch.inf)
     peak = D.amax(1, keepdim=True).clamp_(min=0.0)

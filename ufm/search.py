@@ -105,7 +105,7 @@ class Search:
 
     def _try_columns(self, scaled: ScaledProblem, point: Point, todo: Tensor) -> None:
         """One axis a column, from the present logits; kept where it beats the best so far."""
-        z = finish_columns(scaled, torch.bmm(point.A, point.B))
+        z, column = finish_columns(scaled, point.A, point.B)
         size = z.norm(dim=1)
         width = self.problem.feature_width
         fits = (size > 0).sum(1) <= width
@@ -114,8 +114,8 @@ class Search:
         root = size.gather(1, order).sqrt()
         A = z.gather(2, order.unsqueeze(1).expand(-1, z.shape[1], -1))
         A = A / root.clamp(min=1e-35).unsqueeze(1)
-        B = torch.zeros(len(z), slots, z.shape[2], dtype=z.dtype, device=z.device)
-        B.scatter_(2, order.unsqueeze(2), root.unsqueeze(2))
+        B = z.new_zeros(len(z), slots, point.B.shape[2])
+        B.scatter_(2, column[order].unsqueeze(2), root.unsqueeze(2))
         settled = torch.ones_like(fits)
         split = Point(A=_padded(A, 2, width), B=_padded(B, 1, width), bias=point.bias)
         keep = fits.nonzero().squeeze(1)

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ufm.certificate import Certificate, certify, class_losses, sample_labels
-from ufm.problem import UFMProblem, check_allocation
+from ufm.certificate import Certificate, certify, feature_losses, sample_labels
+from ufm.problem import UFMProblem, allocation, check_allocation
 from ufm.scaled import Point
 from ufm.search import AT_STATIONARY_POINT, CERTIFIED, UNFINISHED, Search
 
@@ -31,7 +31,7 @@ MESSAGES = {
 }
 BLOCK_ENTRIES = {"cpu": 150_000, "cuda": 2**27}
 """Numbers that the points of one block of problems hold: what a CPU's cache keeps."""
-STATE_COPIES = 24
+STATE_COPIES = 30
 """Points that the search holds at a time (quasi-Newton pairs, trial points, gradients)."""
 
 
@@ -98,18 +98,20 @@ def solve(
     entries = (flat.num_classes + columns) * width
     compute = flat.class_counts.device
     check_allocation("the state of the search", STATE_COPIES, entries, device=compute)
-    if init == "random":
-        start = _random_start(flat, columns, width, seed, dtype)
-    else:
-        start = _given_start(flat, columns, width, init, dtype)
-    searches = []
-    for index in _blocks(flat, entries):
-        search = Search.of(
-            flat.take(index), per_sample=per_sample, dtype=dtype, tolerance=tolerance
-        )
-        search.run(_repeated(start, len(index)))
-        searches.append(search)
-    solution = _assembled(here, searches, per_sample, time.perf_counter() - began)
+    check_allocation("the answers", len(flat.class_counts), entries, device=compute)
+    with allocation("the search"):
+        if init == "random":
+            start = _random_start(flat, columns, width, seed, dtype)
+        else:
+            start = _given_start(flat, columns, width, init, dtype)
+        searches = []
+        for index in _blocks(flat, entries):
+            search = Search.of(
+                flat.take(index), per_sample=per_sample, dtype=dtype, tolerance=tolerance
+            )
+            search.run(_repeated(start, len(index)))
+            searches.append(search)
+        solution = _assembled(here, searches, per_sample, time.perf_counter() - began)
     if throw:
         _raise_if_unexpected(solution)
     return solution
@@ -244,11 +246,10 @@ def _assembled(
 def _mean_losses(
     problem: UFMProblem, W: Tensor, H: Tensor, bias: Tensor | None, per_sample: bool
 ) -> Float[Tensor, "*batch V"]:
-    logits = W @ H if bias is None else W @ H + bias.unsqueeze(-1)
+    losses = feature_losses(problem, W, H, bias=bias)
     if not per_sample:
-        return class_losses(problem, logits)
+        return losses
     label = sample_labels(problem)
-    losses = class_losses(problem, logits, label)
     sums = losses.new_zeros(*losses.shape[:-1], problem.num_classes).index_add(-1, label, losses)
     return sums / problem.counts
 

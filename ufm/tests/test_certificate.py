@@ -59,6 +59,23 @@ def test_equals_the_definition(columns, scale, nonnegative):
     assert float(certificate.gap) == pytest.approx(value - bound, rel=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("variant", "offset"),
+    [({}, 0.0), ({"loss": "mse"}, 0.0), ({"label_smoothing": 0.3}, 0.0), ({"loss": "mse"}, 0.7)],
+)
+def test_classes_at_rest_are_left_out_of_the_bound_exactly(variant, offset):
+    """Features of 1e-13 in place of zero, which nothing leaves out, give the same certificate."""
+    problem = UFMProblem(class_counts=[[9, 6, 3, 2, 1]], lambda_W=5e-2, lambda_H=4e-2, **variant)
+    generator = torch.Generator().manual_seed(1)
+    W = torch.randn(1, 5, 4, generator=generator, dtype=torch.float64) - offset
+    H = torch.rand(1, 4, 5, generator=generator, dtype=torch.float64)
+    H[..., 2:] = 0.0
+    tiny = torch.where(H == 0, 1e-13, H)
+    rest, all_moving = certify(problem, W, H), certify(problem, W, tiny)
+    torch.testing.assert_close(rest.lower_bound, all_moving.lower_bound, rtol=1e-11, atol=0)
+    torch.testing.assert_close(rest.objective, all_moving.objective, rtol=1e-11, atol=0)
+
+
 def test_never_above_the_minimum():
     minimum = float(closed_form(PROBLEM).objective)
     generator = torch.Generator().manual_seed(0)
