@@ -617,20 +617,18 @@ def ufm_batch(settings: Settings, record: Record) -> None:
 
 def ufm_vocabulary(settings: Settings, record: Record) -> None:
     """A whole vocabulary, n_c chosen so that some of its classes are learned."""
-    from ufm import UFMProblem, closed_form, solve
+    from benchmarks.ufm_solver import vocabulary_problem
+    from ufm import closed_form, solve
     from ufm.counts_file import read_counts
 
     if settings.counts:
-        counts = [count for count in read_counts(Path(settings.counts))[1] if count > 0]
+        counts = read_counts(Path(settings.counts))[1]
     else:
         counts = [max(1, round(1e6 / rank)) for rank in range(1, settings.vocab_size + 1)]
-    classes, ordered = len(counts), sorted(counts, reverse=True)
-    critical = 0.5 * (ordered[settings.active - 1] + ordered[settings.active])
-    lam = math.sqrt(critical * (classes - 1) / classes) / sum(counts)
-    problem = UFMProblem(class_counts=counts, lambda_W=lam, lambda_H=lam)
+    problem = vocabulary_problem(counts, settings.active)
     exact = closed_form(problem)
     record.figure("counts", settings.counts or "Zipf")
-    record.figure("classes", classes)
+    record.figure("classes", problem.num_classes)
     record.figure("classes learned", int((~exact.collapsed).sum()))
     device = torch.device(settings.device)
     peak_gib(device)
