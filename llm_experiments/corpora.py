@@ -7,10 +7,12 @@ import os
 import pydoc_data.topics
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from frequency_bins.input_files import open_regular, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +29,9 @@ _NO_ENGLISH = {
     "lib2to3",
     "__pycache__",
 }
+_SAVED = ("dataset_dict.json", "state.json")
+_MOST_TEXT_BYTES = 2**33
+_MOST_EXPANSION = 1000
 CORPORA = ("python-docs", "imdb", "imdb-xl", "text")
 
 
@@ -111,8 +116,10 @@ def _text_files(folder: Path) -> Iterator[str]:
     if not paths:
         raise ValueError(f"data-dir {str(folder)!r} holds no .txt file; expected at least one")
     for path in paths:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{path} leads out of data-dir {str(folder)!r}; expected a file in it")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_file(path, most_bytes=_MOST_TEXT_BYTES).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path} is not UTF-8 (byte {error.start}); expected UTF-8 text"
@@ -130,6 +137,9 @@ def _hugging_face(config: CorpusConfig) -> list[str]:
     datasets.disable_progress_bars()
     documents: list[str] = []
     for split in _SPLITS.get(config.corpus, (config.split,)):
+        if files := _parquet_files(config, split):
+            documents += _parquet_texts(files, config)
+            continue
         try:
             part = _hub_split(config, split) if config.data_dir is None else _split(config, split)
         except (OSError, ValueError, RuntimeError, KeyError, DatasetsError) as error:
@@ -156,31 +166,64 @@ def _split(config: CorpusConfig, split: str) -> Dataset:
 
     folder = config.data_dir
     assert folder is not None
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if any((folder / name).is_file() for name in _SAVED):
         saved = load_from_disk(str(folder))
         return saved[split] if isinstance(saved, DatasetDict) else saved
-    # Named one by one: a folder loaded as a whole silently drops a split such as "unsupervised".
-    files = sorted(str(path) for path in folder.rglob(f"{split}-*.parquet"))
-    if files:
-        return load_dataset("parquet", data_files=files, split="train")
     if config.corpus in HUB_NAMES:
         raise ValueError(f"it holds no {split}-*.parquet")
     return load_dataset(str(folder), config.subset, split=split)
 
 
+def _parquet_files(config: CorpusConfig, split: str) -> list[Path]:
+    """The files of a split in the hub's layout, unless the folder is one of `save_to_disk`."""
+    folder = config.data_dir
+    if folder is None or any((folder / name).is_file() for name in _SAVED):
+        return []
+    # Named one by one: a folder loaded as a whole silently drops a split such as "unsupervised".
+    return sorted(folder.rglob(f"{split}-*.parquet"))
+
+
+def _parquet_texts(files: Sequence[Path], config: CorpusConfig) -> Iterator[str]:
+    """The texts of parquet files, a few rows at a time: few bytes can stand for very many rows."""
+    from pyarrow import parquet
+
+    for path in files:
+        try:
+            with open(path, "rb", opener=open_regular) as file:
+                left = _MOST_EXPANSION * os.fstat(file.fileno()).st_size
+                table = parquet.ParquetFile(file)
+                _check_column(table.schema_arrow.names, config)
+                batches = table.iter_batches(batch_size=64, columns=[config.text_column])
+                for text in (text for batch in batches for text in batch.column(0).to_pylist()):
+                    left -= len(text) + 1 if isinstance(text, str) else 1
+                    if left < 0:
+                        raise ValueError(f"it unpacks to {_MOST_EXPANSION} times its size")
+                    yield from _texts((text,), config)
+        except Exception as error:  # of many kinds
+            raise ValueError(f"{path} could not be read: {_first_line(error)}") from None
+
+
 def _column(part: Dataset, config: CorpusConfig) -> Iterator[str]:
-    """The texts of a split; rows without any are left out."""
-    name = config.text_column
-    if name not in part.column_names:
+    _check_column(part.column_names, config)
+    return _texts(part[config.text_column], config)
+
+
+def _check_column(names: Sequence[str], config: CorpusConfig) -> None:
+    if config.text_column not in names:
         raise ValueError(
-            f"{config.corpus!r} has no column {name!r}; expected one of {part.column_names}"
+            f"{config.corpus!r} has no column {config.text_column!r}; expected one of {names}"
         )
-    for text in part[name]:
+
+
+def _texts(values: Iterable[object], config: CorpusConfig) -> Iterator[str]:
+    """The texts of a column; rows without any are left out."""
+    for text in values:
         if text is None:
             continue
         if not isinstance(text, str):
             raise ValueError(
-                f"column {name!r} of {config.corpus!r} holds {type(text).__name__}; expected text"
+                f"column {config.text_column!r} of {config.corpus!r} holds "
+                f"{type(text).__name__}; expected text"
             )
         yield text
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
+from pyarrow import parquet as pq
 
 from frequency_bins.tests.fuzzing import Canary, Reader, Target
 from frequency_bins.tests.mutations import mutate_bytes, mutate_json, with_header
@@ -96,6 +98,29 @@ def _text_reader(folder: Path) -> Reader:
         documents = load_corpus(config)
         assert all(isinstance(document, str) for document in documents)
         canary.check("")
+
+    return read
+
+
+def _parquets() -> list[bytes]:
+    seeds = []
+    texts = ["a review", None, "another é", "x" * 50] * 5
+    for compression, dictionary in (("snappy", True), ("zstd", False), ("none", False)):
+        table = pa.table({"text": texts, "label": list(range(20))})
+        table = table.replace_schema_metadata({"huggingface": '{"info": {"features": {}}}'})
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression=compression, use_dictionary=dictionary)
+        seeds.append(buffer.getvalue())
+    return seeds
+
+
+def _parquet_reader(folder: Path) -> Reader:
+    path = folder / "train-00000-of-00001.parquet"
+    config = DataConfig(corpus="imdb", data_dir=folder)
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        assert all(isinstance(document, str) for document in load_corpus(config))
 
     return read
 
@@ -237,6 +262,7 @@ TARGETS = [
         )
     ),
     Target("corpus .txt", lambda: [_TEXT.encode(), b"a"], _text_reader, "data", mutate_bytes),
+    Target("corpus .parquet", _parquets, _parquet_reader, "fuzz-", mutate_bytes),
     *(
         Target(
             f"model {name}", _model_files(name), _model_reader(name), "checkpoint", mutate, _MODEL

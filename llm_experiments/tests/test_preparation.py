@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer
@@ -18,7 +22,7 @@ from llm_experiments.__main__ import main
 from llm_experiments.configs import DataConfig
 from llm_experiments.corpora import CorpusConfig, load_corpus
 from llm_experiments.distribution import counts_at, rare_shares
-from llm_experiments.preparation import PreparedCorpus, prepare
+from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
 from llm_experiments.tests.conftest import SHARED, VOCAB_SIZE, needs_shared
 from llm_experiments.tokenization import END_ID, PAD_ID, SPECIAL_TOKENS, train_tokenizer
 
@@ -176,8 +180,57 @@ def test_any_dataset_is_read_from_a_local_copy(tmp_path: Path, form: str) -> Non
 @pytest.mark.parametrize("content", [b"", b"PAR1 torn"])
 def test_a_torn_copy_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(content)
-    with pytest.raises(ValueError, match=f"could not be loaded from '{tmp_path}'"):
+    with pytest.raises(ValueError, match=r"train-00000-of-00001\.parquet could not be read"):
         load_corpus(CorpusConfig(corpus="imdb", data_dir=tmp_path))
+
+
+def test_few_bytes_that_stand_for_very_much_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train-00000-of-00001.parquet"
+    words = pyarrow.array(["x" * 1000] * 50_000).dictionary_encode()
+    pyarrow.parquet.write_table(pyarrow.table({"text": words}), path)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match="unpacks to 1000 times its size"):
+        load_corpus(CorpusConfig(corpus="imdb", data_dir=tmp_path))
+
+
+def test_a_corpus_is_read_from_its_folder_alone(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "secret.txt").write_text("a secret")
+    (data / "a.txt").write_text("some words")
+    (data / "b.txt").symlink_to(data / "a.txt")
+    config = CorpusConfig(corpus="text", data_dir=data)
+    assert load_corpus(config) == ["some words"] * 2
+    (data / "c.txt").symlink_to("../secret.txt")
+    with pytest.raises(ValueError, match=r"c\.txt leads out of"):
+        load_corpus(config)
+    (data / "c.txt").unlink()
+    os.mkfifo(data / "c.txt")
+    with pytest.raises(ValueError, match=r"c\.txt is not a regular file"):
+        load_corpus(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("tokens.npy", np.full((3, 16), 300, dtype=np.uint16), "ids outside 0 to 299"),
+        ("tokens.npy", np.full((3, 16), -1), "ids outside 0 to 299"),
+        ("tokens.npy", np.zeros((3, 16)), "float64"),
+        ("tokens.npy", np.zeros(16, dtype=np.uint16), r"\(16,\)"),
+        ("held_out.npy", np.zeros((3, 1), dtype=np.uint16), r"\(3, 1\)"),
+        ("held_out.npy", np.array([[{}, 1]], dtype=object), "Python objects"),
+    ],
+)
+def test_an_entry_whose_hashes_agree_is_not_believed(
+    corpus: PreparedCorpus, tmp_path: Path, name: str, array: np.ndarray, message: str
+) -> None:
+    entry = shutil.copytree(corpus.folder, tmp_path / "entry")
+    np.save(entry / name, array)
+    meta = json.loads((entry / "meta.json").read_text())
+    meta["sha256"][name] = hashlib.sha256((entry / name).read_bytes()).hexdigest()
+    (entry / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=f"{name} .*{message}"):
+        load_prepared(entry)
 
 
 def test_offline_means_no_network(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import pickle
 import tarfile
 from pathlib import Path
@@ -191,3 +192,14 @@ def test_the_original_cifar10() -> None:
     assert data.images[0, 0, 0].tolist() == [59, 62, 63]
     counts = resolve_counts(RunConfig(imbalance="paper"), data)
     assert data.subset(counts, 0).class_counts.tolist() == list(PAPER_COUNTS)
+
+
+def test_an_archive_that_unpacks_to_very_much_is_refused(tmp_path: Path) -> None:
+    with lzma.open(tmp_path / "cifar-10-python.tar.xz", "wb", preset=0) as file:
+        member = tarfile.TarInfo("cifar-10-batches-py/else")
+        member.size = 2**29
+        file.write(member.tobuf())
+        for _ in range(2**5):
+            file.write(bytes(2**24))
+    with pytest.raises(ValueError, match="unpacks to more than CIFAR-10"):
+        load_images(DataConfig(dataset="cifar10", data_dir=tmp_path))
