@@ -26,6 +26,7 @@ _MOST_JSON_BYTES, _MOST_HEADER_BYTES, _MOST_TOKENIZER_BYTES = 2**22, 10**8, 2**2
 _MOST_SIZE = 2**24  # of any dimension; the context of some models is 10 million
 _MOST_BUFFER_NUMBERS = 2**28
 # The base of RoPE and scaling factors are no sizes.
+_MOST_LAYERS = 2**12
 _NO_SIZES = ("theta", "base", "scal", "factor", "flos")
 _ATTENTIONS = (None, "eager", "sdpa")
 
@@ -123,8 +124,10 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
             inner = value.items() if isinstance(value, dict) else ((name, item) for item in value)
             rest.extend(inner)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and abs(value) > _MOST_SIZE and not any(part in name for part in _NO_SIZES):
-            raise ValueError(f"{path}: {name} is {value}; expected at most {_MOST_SIZE}")
+        # Configs make a list as long before there is a model to measure.
+        most = _MOST_LAYERS if "layer" in name else _MOST_SIZE
+        if is_number and abs(value) > most and not any(part in name for part in _NO_SIZES):
+            raise ValueError(f"{path}: {name} is {value}; expected at most {most}")
         if name in ("quantization_config", "transformers_weights") and value is not None:
             raise ValueError(f"{path}: {name} is set; expected a model as it was trained")
         if "attn_implementation" in name or "experts_implementation" in name:

@@ -179,6 +179,8 @@ def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
         tarfile.open(fileobj=_Limited(file, _MOST_ARCHIVE), mode="r|") as archive,
     ):
         for member in archive:
+            if archive.offset > _MOST_ARCHIVE:  # where the next is, which a stream reads up to
+                raise ValueError("it unpacks to more than CIFAR-10")
             name = Path(member.name).name
             if name in names and member.isreg() and member.size <= _MOST_BATCH:
                 contents[name] = archive.extractfile(member).read()

@@ -194,12 +194,22 @@ def test_the_original_cifar10() -> None:
     assert data.subset(counts, 0).class_counts.tolist() == list(PAPER_COUNTS)
 
 
-def test_an_archive_that_unpacks_to_very_much_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_unpacks_to_very_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vision_appendix.imbalanced_cifar10._MOST_ARCHIVE", 2**20)
     with lzma.open(tmp_path / "cifar-10-python.tar.xz", "wb", preset=0) as file:
         member = tarfile.TarInfo("cifar-10-batches-py/else")
-        member.size = 2**29
-        file.write(member.tobuf())
-        for _ in range(2**5):
-            file.write(bytes(2**24))
+        member.size = 2**21
+        file.write(member.tobuf() + bytes(2**21))
+    with pytest.raises(ValueError, match="unpacks to more than CIFAR-10"):
+        load_images(DataConfig(dataset="cifar10", data_dir=tmp_path))
+
+
+def test_a_member_that_ends_far_away_is_not_read_up_to(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("cifar-10-batches-py/else")
+    member.size = 2**60
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "cifar-10-python.tar").write_bytes(header + header)
     with pytest.raises(ValueError, match="unpacks to more than CIFAR-10"):
         load_images(DataConfig(dataset="cifar10", data_dir=tmp_path))
