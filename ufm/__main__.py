@@ -7,7 +7,7 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +26,9 @@ from ufm.repair import repair_weights
 from ufm.search import UNFINISHED
 from ufm.solver import NotCertifiedError, Solution, solve
 from ufm.verification import Claim, verify
+
+MOST_POINTS = 100_000
+"""Of a phase diagram: each is a problem to solve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +165,9 @@ def _options(argv: list[str]) -> Verify | Solve | Predict | Phase:
         if leaving.code in (0, None):
             raise
         lines = (line.strip(" │╭╮╰╯─") for line in panel.getvalue().splitlines())
-        said = [line for line in lines if line and not line.startswith("For full helptext")]
+        # tyro rules its panel off with dashes where it cannot draw lines.
+        lines = (line for line in lines if line.strip("-"))
+        said = [line for line in lines if not line.startswith("For full helptext")]
         raise ValueError("; ".join(said[1:] or said)) from None
 
 
@@ -325,8 +330,8 @@ def _phase(options: Phase) -> int:
             f"smallest is {options.smallest} and largest {options.largest}; "
             "expected 0 < smallest < largest"
         )
-    if options.points < 2:
-        raise ValueError(f"points is {options.points}; expected at least 2")
+    if not 2 <= options.points <= MOST_POINTS:
+        raise ValueError(f"points is {options.points}; expected 2 to {MOST_POINTS}")
     ends = torch.tensor([options.smallest, options.largest], dtype=torch.float64).log()
     decays = torch.linspace(float(ends[0]), float(ends[1]), options.points).double().exp()
     counts = torch.tensor(sorted(set(options.class_counts)))
@@ -374,28 +379,33 @@ def _draw_phase(path: Path, decays: Tensor, counts: Tensor, loss: Tensor, critic
     axes.set_ylim(float(counts.min()), float(counts.max()))
     axes.legend(loc="lower right", facecolor="gray", labelcolor="white")
     figure.colorbar(mesh, label="loss / log V (1: not learned)")
-    beside = path.with_name(path.name + ".part")
-    figure.savefig(beside, dpi=150, format="png")
+    with _beside(path) as part:
+        figure.savefig(part, dpi=150, format="png")
     plt.close(figure)
-    os.replace(beside, path)
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
-    beside = path.with_name(path.name + ".part")
+    with _beside(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file to write in place of `path`: renamed to it at the end, removed if that fails."""
+    part = path.with_name(path.name + ".part")
     try:
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(rows)
-        os.replace(beside, path)
+        yield part
+        os.replace(part, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 
 def _check_device(name: str) -> None:
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device is {name!r}; expected one that works here ({reason})") from error

@@ -306,8 +306,8 @@ def _check_arguments(
         raise ValueError(f"dtype is {dtype}; expected torch.float32 or torch.float64")
     if isinstance(init, str) and init != "random":
         raise ValueError(f"init is {init!r}; expected 'random' or a pair (W, H)")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; expected a whole number >= 0")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; expected a whole number >= 0 (and < 2^63)")
     if not len(problem.class_counts):
         raise ValueError("class_counts holds no problem; expected at least one")
 

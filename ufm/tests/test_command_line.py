@@ -157,7 +157,11 @@ def test_bad_texts_are_named(tmp_path):
         ("predict --counts nowhere.csv --lambda-W 1e-3", "nowhere.csv: No such file"),
         ("predict --counts nowhere.csv --lambda-W 1e-3 --output no/such/x.csv", "no/such"),
         ("phase --smallest 1 --largest 0.1", "expected 0 < smallest"),
+        ("solve --class-counts 5 2 --lambda-W 1 --lambda-H 1 --device meta", "meta"),
+        ("solve --class-counts 5 2 --lambda-W 1 --lambda-H 1 --seed 1" + "0" * 30, "seed is 1"),
+        ("solve --class-counts 5 2 --lambda-W 1", "error: Missing from"),
         ("phase --points 1", "points is 1"),
+        ("phase --points 1" + "0" * 12, "points is 1"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, named, capsys, tmp_path, monkeypatch):
@@ -194,3 +198,24 @@ def test_labels_of_any_text_are_read_as_they_were_written(tmp_path: Path) -> Non
         writer.writerow(("token", "count"))
         writer.writerows(zip(labels, range(1, 9), strict=True))
     assert read_counts(path) == (labels, list(range(1, 9)))
+
+
+def test_a_figure_that_cannot_be_written_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
+    def full(self, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    command = [
+        "phase",
+        "--points",
+        "2",
+        "--class-counts",
+        "1",
+        "9",
+        "--output",
+        str(tmp_path / "p"),
+    ]
+    assert main(command) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
