@@ -21,7 +21,7 @@ from torch import Tensor
 from ufm import as_printed
 from ufm.closed_form import closed_form
 from ufm.counts_file import count_words, read_counts
-from ufm.problem import UFMProblem
+from ufm.problem import UFMProblem, usable_device
 from ufm.repair import repair_weights
 from ufm.search import UNFINISHED
 from ufm.solver import NotCertifiedError, Solution, solve
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     options = _options(argv)
     if not isinstance(options, Predict):
-        _check_device(options.device)
+        usable_device(options.device)
     if not isinstance(options, Solve) and options.output is not None:
         _check_folder(options.output)
     match options:
@@ -401,14 +401,6 @@ def _beside(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device is {name!r}; expected one that works here ({reason})") from error
 
 
 def _check_folder(path: Path) -> None:

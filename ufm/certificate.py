@@ -377,6 +377,12 @@ def _xlogx_of_complement(miss: Tensor) -> Tensor:
 
 def _certify_closed_form(problem: UFMProblem, optimum: ClosedForm) -> Certificate:
     """At g_k = a_k (e_k - 1/V) the off-diagonal of G'G is <= 0: s is the largest column norm."""
+    its = optimum.problem
+    same = its.loss == problem.loss and its.label_smoothing == problem.label_smoothing
+    for name in ("class_counts", "row_decay", "feature_decay", "mass"):
+        same = same and torch.equal(getattr(its, name), getattr(problem, name))
+    if not same:
+        raise ValueError(f"the closed form is that of {its}; expected that of {problem}")
     if problem.loss == "mse":
         spread = 1.0 - optimum.margin
     else:

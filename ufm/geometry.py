@@ -54,6 +54,9 @@ def neural_collapse(
     if problem.batch_shape:
         raise ValueError(f"problem has batch shape {tuple(problem.batch_shape)}; expected one")
     label = _labels(problem, H)
+    for name, values in (("W", W), ("H", H)):
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"{name} is not finite everywhere; expected finite values")
     means = class_means(problem, H)
     norms = means.norm(dim=0)
     active = norms > ACTIVE * norms.max()

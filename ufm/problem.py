@@ -163,8 +163,8 @@ class UFMProblem:
         return UFMProblem(**(fields | changes))
 
     def to(self, device: str | torch.device) -> UFMProblem:
-        """The same problem on another device."""
-        return self.replace(class_counts=self.class_counts.to(device))
+        """The same problem on another device. ValueError if there is no such device here."""
+        return self.replace(class_counts=self.class_counts.to(usable_device(device)))
 
     def flattened(self) -> UFMProblem:
         """The same problems in exactly one batch dimension."""
@@ -190,6 +190,18 @@ class UFMProblem:
     def is_rowwise(self) -> bool:
         """Whether lambda_W differs between the rows of W."""
         return bool((self.row_decay != self.row_decay[..., :1]).any())
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of this name; ValueError where none works here."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device is {str(device)!r}; expected one that works here ({reason})"
+        ) from error
+    return torch.device(device)
 
 
 def check_allocation(what: str, *shape: int, device: torch.device) -> None:

@@ -43,4 +43,6 @@ def repair_weights(
         raise ValueError("class_counts are all 0; expected one class that occurs")
     # Relative to the largest count, so that no power overflows.
     weights = torch.where(occurs, (counts / counts.max()) ** -exponent, 0.0)
+    if not bool(torch.isfinite((weights * counts).sum())):
+        raise ValueError(f"exponent is {exponent}; expected one whose weights float64 can hold")
     return weights * (counts.sum() / (weights * counts).sum())

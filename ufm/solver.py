@@ -188,6 +188,11 @@ def _given_start(
             f"init has shapes {tuple(W.shape)} and {tuple(H.shape)}; expected ({classes}, d) and "
             f"(d, {columns})"
         )
+    for name, values in (("W", W), ("H", H)):
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"init holds a {name} that is not finite; expected finite values")
+    if problem.nonnegative and bool((H < 0).any()):
+        raise ValueError(f"init holds {H.min().item()} in H; the problem expects H >= 0")
     decay = problem.feature_decay[0]
     per_class = columns == classes
     scale = decay * problem.counts[0] if per_class else decay[sample_labels(problem)]
@@ -306,7 +311,7 @@ def _check_arguments(
         raise ValueError(f"dtype is {dtype}; expected torch.float32 or torch.float64")
     if isinstance(init, str) and init != "random":
         raise ValueError(f"init is {init!r}; expected 'random' or a pair (W, H)")
-    if not 0 <= seed < 2**63:
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}; expected a whole number >= 0 (and < 2^63)")
     if not len(problem.class_counts):
         raise ValueError("class_counts holds no problem; expected at least one")

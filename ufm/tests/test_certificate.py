@@ -159,3 +159,10 @@ def test_bad_candidates_are_named(W, H, named):
 def test_a_bias_must_fit_the_problem():
     with pytest.raises(ValueError, match="bias"):
         certify(PROBLEM, torch.zeros(4, 2), torch.zeros(2, 4), bias=torch.zeros(4))
+
+
+def test_a_closed_form_is_certified_for_its_own_problem_only():
+    other = PROBLEM.replace(lambda_H=2e-2)
+    assert certify(PROBLEM.replace(), closed_form(PROBLEM)).gap <= 1e-14
+    with pytest.raises(ValueError, match="closed form is that of"):
+        certify(other, closed_form(PROBLEM))

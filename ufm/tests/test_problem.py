@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ufm import UFMProblem
+from ufm.problem import allocation
 
 
 def test_counts_may_be_a_sequence_an_array_or_a_tensor():
@@ -69,3 +70,24 @@ def test_label_smoothing_needs_cross_entropy():
         UFMProblem(
             class_counts=[3, 2], lambda_W=1e-3, lambda_H=1e-3, loss="mse", label_smoothing=0.1
         )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_running_out_of_memory_is_a_bad_value(error):
+    with (
+        pytest.raises(ValueError, match="the answer is too large to allocate"),
+        allocation("the answer"),
+    ):
+        raise error
+
+
+def test_other_errors_keep_their_kind():
+    with pytest.raises(RuntimeError, match="something else"), allocation("the answer"):
+        raise RuntimeError("something else")

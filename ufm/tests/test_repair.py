@@ -98,6 +98,7 @@ def test_the_figures_of_the_theory_for_a_zipf_vocabulary():
         ([3, 1.5], 0.5, r"1\.5"),
         ([0, 0], 0.5, "all 0"),
         ([3, 1], math.nan, "nan"),
+        ([10**6, 1], 1e9, "float64"),
         ([[3, 1]], 0.5, "shape"),
     ],
 )

@@ -236,6 +236,9 @@ def test_the_solver_does_not_import_the_closed_form():
         ({"init": "zeros"}, "init is 'zeros'"),
         ({"init": (torch.zeros(3, 2), torch.zeros(2, 5))}, r"\(3, 2\)"),
         ({"width": 10**9}, "too large to allocate"),
+        ({"device": "moon"}, "device is 'moon'"),
+        ({"init": (torch.full((5, 2), torch.nan), torch.zeros(2, 5))}, "W that is not finite"),
+        ({"init": (torch.zeros(5, 2), torch.full((2, 5), -1.0))}, r"holds -1\.0 in H"),
     ],
 )
 def test_bad_arguments_are_named(options, named):
