@@ -76,6 +76,25 @@ def test_classes_at_rest_are_left_out_of_the_bound_exactly(variant, offset):
     torch.testing.assert_close(rest.objective, all_moving.objective, rtol=1e-11, atol=0)
 
 
+def test_a_large_vocabulary_with_few_features_takes_no_square_matrix():
+    """V x V would be 27 GB; the candidate is the minimum, written down by hand."""
+    V, active = 60_000, 3
+    counts = torch.full((V,), 2)
+    counts[:active] = torch.tensor([90_000, 50_000, 20_000])
+    problem = UFMProblem(class_counts=counts, lambda_W=2e-4, lambda_H=2e-4)
+    optimum = closed_form(problem)
+    assert int((~optimum.collapsed).sum()) == active
+    root = optimum.feature_norm_sq[:active].sqrt()
+    H = torch.zeros(active, V, dtype=torch.float64)
+    H[:, :active] = torch.diag(root)
+    W = torch.zeros(V, active, dtype=torch.float64)
+    W[:active] = torch.eye(active, dtype=torch.float64)
+    W = (W - 1.0 / V) * (optimum.margin[:active] / root)
+    certificate = certify(problem, W, H)
+    torch.testing.assert_close(certificate.objective, optimum.objective, rtol=1e-13, atol=0)
+    assert abs(certificate.gap) <= 1e-12 * certificate.objective
+
+
 def test_never_above_the_minimum():
     minimum = float(closed_form(PROBLEM).objective)
     generator = torch.Generator().manual_seed(0)

@@ -194,7 +194,17 @@ def test_gradient_and_hessian_against_autograd():
 def test_chunks_change_nothing(monkeypatch):
     whole = solve(PROBLEM)
     monkeypatch.setitem(ufm.scaled.CHUNK_ELEMENTS, "cpu", 10)
-    torch.testing.assert_close(solve(PROBLEM).loss, whole.loss, rtol=1e-10, atol=0)
+    monkeypatch.setattr("ufm.scaled.SMALLEST_CHUNK", 1)
+    monkeypatch.setattr("ufm.certificate.BLOCK_ELEMENTS", 10)
+    cut = solve(PROBLEM)
+    torch.testing.assert_close(cut.loss, whole.loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(cut.certificate.lower_bound, whole.certificate.lower_bound)
+
+
+def test_a_vocabulary_that_is_mostly_collapsed_needs_few_axes():
+    counts = [5000, 900, 400, *([3, 2, 1] * 60)]
+    problem = UFMProblem(class_counts=counts, lambda_W=2e-3, lambda_H=2e-3, width=4)
+    assert_solved(solve(problem), problem)
 
 
 def test_merging_collinear_axes_keeps_the_logits_and_saves_decay():
