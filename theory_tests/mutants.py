@@ -139,8 +139,8 @@ MUTANTS = (
         "problem.mass * loss + 0.5 * spectrum",
     ),
     Mutant("objective: sign", "problem.mass * loss + spectrum", "problem.mass * loss - spectrum"),
-    Mutant("logits: sign of 1/V", "identity - 1.0 / _V(problem)", "identity + 1.0 / _V(problem)"),
-    Mutant("logits: 1/(V-1)", "identity - 1.0 / _V(problem)", "identity - 1.0 / _off(problem)"),
+    Mutant("logits: sign of 1/V", "unit - 1.0 / classes", "unit + 1.0 / classes"),
+    Mutant("logits: 1/(V-1)", "unit - 1.0 / classes", "unit - 1.0 / (classes - 1)"),
     Mutant("logits: rows for columns", "self.margin.unsqueeze(-2)", "self.margin.unsqueeze(-1)"),
     Mutant(
         "W: norm not rooted",
@@ -149,8 +149,8 @@ MUTANTS = (
     ),
     Mutant(
         "H: norm not rooted",
-        "torch.diag_embed(self.feature_norm_sq.sqrt())",
-        "torch.diag_embed(self.feature_norm_sq)",
+        "norms = self.feature_norm_sq.sqrt()",
+        "norms = self.feature_norm_sq",
     ),
     Mutant("axes: collapsed classes first", "argsort(self.collapsed", "argsort(~self.collapsed"),
     Mutant(

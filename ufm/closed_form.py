@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ufm.problem import UFMProblem, check_allocation
@@ -48,30 +48,33 @@ class ClosedForm:
         """W @ H: column k holds the logits at a sample of class k. ValueError if too large."""
         classes = self.problem.num_classes
         _check_matrix("logits", self.problem, classes)
-        return self.margin.unsqueeze(-2) * _directions(self.problem)
+        every = torch.arange(classes, device=self.margin.device)
+        return self.margin.unsqueeze(-2) * _directions(self.problem, every)
 
     @cached_property
     def W(self) -> Float[Tensor, "*batch V d"]:
         """A classifier of the minimum: one feature axis an active class, most margin first."""
-        problem, width = self.problem, self.problem.feature_width
-        _check_matrix("W", problem, width)
+        _check_matrix("W", self.problem, self.problem.feature_width)
         scale = torch.where(self.collapsed, 0.0, self.margin / self.feature_norm_sq.sqrt())
-        columns = _directions(problem) * scale.unsqueeze(-2)
-        order = self._axis_order.unsqueeze(-2).expand_as(columns)
-        return _fit_width(columns.gather(-1, order), width, dim=-1)
+        served = self._served
+        columns = _directions(self.problem, served) * scale.gather(-1, served).unsqueeze(-2)
+        return _padded(columns, self.problem.feature_width, dim=-1)
 
     @cached_property
     def H(self) -> Float[Tensor, "*batch d V"]:
         """The class features mu_k of that minimum, one column a class."""
-        problem, width = self.problem, self.problem.feature_width
-        _check_matrix("H", problem, width)
-        rows = torch.diag_embed(self.feature_norm_sq.sqrt())
-        order = self._axis_order.unsqueeze(-1).expand_as(rows)
-        return _fit_width(rows.gather(-2, order), width, dim=-2)
+        _check_matrix("H", self.problem, self.problem.feature_width)
+        served = self._served
+        norms = self.feature_norm_sq.sqrt().gather(-1, served).unsqueeze(-1)
+        rows = norms.new_zeros(*served.shape, self.problem.num_classes)
+        rows = rows.scatter(-1, served.unsqueeze(-1), norms)
+        return _padded(rows, self.problem.feature_width, dim=-2)
 
     @cached_property
-    def _axis_order(self) -> Tensor:
-        return torch.argsort(self.collapsed.to(torch.int8), dim=-1, stable=True)
+    def _served(self) -> Int[Tensor, "*batch axes"]:
+        """The class of each feature axis, active classes first."""
+        order = torch.argsort(self.collapsed.to(torch.int8), dim=-1, stable=True)
+        return order[..., : self.problem.feature_width]
 
 
 def closed_form(problem: UFMProblem) -> ClosedForm:
@@ -195,19 +198,21 @@ def _weight_norm_sq(
 
 def _check_matrix(name: str, problem: UFMProblem, width: int) -> None:
     classes, device = problem.num_classes, problem.class_counts.device
-    check_allocation(name, *problem.batch_shape, classes, max(classes, width), device=device)
+    check_allocation(name, *problem.batch_shape, classes, width, device=device)
 
 
-def _directions(problem: UFMProblem) -> Float[Tensor, "V V"]:
-    """Logits of a unit margin, one column a class: e_k - 1/V, or e_k for MSE."""
-    identity = torch.eye(_V(problem), dtype=torch.float64, device=problem.class_counts.device)
-    return identity if problem.loss == "mse" else identity - 1.0 / _V(problem)
+def _directions(
+    problem: UFMProblem, label: Int[Tensor, "*batch columns"]
+) -> Float[Tensor, "*batch V columns"]:
+    """Logits of a unit margin at samples of these classes: e_k - 1/V, or e_k for MSE."""
+    classes = _V(problem)
+    every = torch.arange(classes, device=label.device)
+    unit = (label.unsqueeze(-2) == every.unsqueeze(-1)).to(torch.float64)
+    return unit if problem.loss == "mse" else unit - 1.0 / classes
 
 
-def _fit_width(values: Tensor, width: int, *, dim: int) -> Tensor:
-    size = values.shape[dim]
-    if width <= size:
-        return values.narrow(dim, 0, width)
+def _padded(values: Tensor, width: int, *, dim: int) -> Tensor:
+    """With zeros up to this width."""
     shape = list(values.shape)
-    shape[dim] = width - size
-    return torch.cat([values, values.new_zeros(shape)], dim)
+    shape[dim] = width - shape[dim]
+    return torch.cat([values, values.new_zeros(shape)], dim) if shape[dim] else values

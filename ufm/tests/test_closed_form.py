@@ -192,6 +192,15 @@ def test_matrices_too_large_to_allocate_are_refused():
             getattr(result, name)
 
 
+def test_few_axes_take_few_columns():
+    counts = [10_000] * 2 + [1] * 199_998
+    problem = UFMProblem(class_counts=counts, lambda_W=1e-4, lambda_H=1e-4, width=2)
+    result = closed_form(problem)
+    assert result.W.shape == (200_000, 2)
+    torch.testing.assert_close(result.weight_norm_sq, result.W.square().sum(1))
+    assert (result.H != 0).nonzero().tolist() == [[0, 0], [1, 1]]
+
+
 def test_the_vocabulary_of_imdb_in_linear_memory():
     rank = torch.arange(1, 32006)
     counts = (5_000_000 / rank).long().clamp(min=2)
