@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from frequency_bins import FrequencyBins, average_loss, bin_summary, read_study, token_balanced_loss
 from llm_experiments.configs import DataConfig, SweepConfig, TrainingConfig
@@ -42,18 +42,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[float, floa
     )
     repair = replace(damage, weight_decays=(1.0,), loss_weight_exponents=(0.25,))
     assert sweep(damage, repair)["finished"] == 3
-    return {run_key(run.config): losses_of(run.classes()) for run in runs_of(damage.study_folder)}
+    return {
+        (run.config["weight_decay"], run.config["loss_weight_exponent"]): losses_of(run.classes())
+        for run in read_study(damage.study_folder).runs
+    }
 
 
-def runs_of(study: Path):
-    return read_study(study).runs
-
-
-def run_key(config) -> tuple[float, float]:
-    return config["weight_decay"], config["loss_weight_exponent"]
-
-
-def losses_of(record) -> Losses:
+def losses_of(record: xr.Dataset) -> Losses:
     counts, losses = record["class_count"].values, record["final_loss"].values
     by_bin = bin_summary(FrequencyBins.powers(counts), losses).mean
     return float(average_loss(counts, losses)), float(token_balanced_loss(counts, losses)), by_bin
