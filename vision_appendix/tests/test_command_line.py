@@ -23,10 +23,10 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_plan_sweep_and_sweep_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    grid = [*TINY, "--weight-decay", "0", "0.5", "--runs-dir", str(tmp_path), "--study", "s"]
+    grid = [*TINY, "--weight-decay", "0", "0.5", "--seed", "0", "--runs-dir", str(tmp_path), "--study", "s"]
     assert main(["plan", *grid]) == 0
     out = capsys.readouterr().out
-    assert "paper, weight decay 0.5, seed 0" in out
+    assert "exponential:0.1, weight decay 0.5, seed 0" in out
     assert "4 runs" in out
     assert list(tmp_path.iterdir()) == []
     assert main(["sweep", *grid]) == 0
@@ -42,7 +42,7 @@ def test_plan_sweep_and_sweep_again(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not study.problems
     configs = [run.config for run in study.runs]
     assert {(sum(c["class_counts"]), c["weight_decay"]) for c in configs} == {
-        (n, w) for n in (310, 311) for w in (0, 0.5)
+        (n, w) for n in (450, 461) for w in (0, 0.5)
     }
     manifest = study.runs[0].manifest
     assert manifest["parameters"] > 0
@@ -118,7 +118,9 @@ def test_an_unwritable_place_is_one_line(
 def test_recipes_are_valid_and_distinct(name: str) -> None:
     cells = RECIPES[name]().cells()
     assert len(cells) == len(set(cells)) > 1
-    assert {cell.imbalance.partition(":")[0] for cell in cells} == {"balanced", "paper"}
+    names = {cell.imbalance.partition(":")[0] for cell in cells}
+    assert len(names) == 2
+    assert "balanced" in names
 
 
 def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
