@@ -2,6 +2,11 @@
 
 The loss of every token is exact: no gradient is filtered, no probability floored. (Skipping small
 gradients, as some fused heads do, would bias just the rare classes that this project measures.)
+
+torch 2.14 has `torch.nn.functional.linear_cross_entropy`, chunked too, which is not used: with a
+mean it keeps the losses of the tokens to itself, without one it forms the logits a second time in
+the backward pass, and in neither does it tell whether the target was the largest logit. A test
+compares the two, `benchmarks/llm_training.py` times them.
 """
 
 from __future__ import annotations
@@ -14,8 +19,9 @@ from torch.nn import functional as F
 
 IGNORE_INDEX = -100
 # Logits held at a time. 2^18 float32 are 1 MiB, which stays in a CPU core's cache; a GPU wants
-# larger products.
+# larger products. With fewer rows, adding up the (V, D) gradient costs more than the products.
 _CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
+_LEAST_ROWS = 128
 # Rows of the classifier are padded to a multiple of this: with an odd number of bf16 or fp16 logits
 # a row, a GPU's matrix units find no two rows aligned and fall back to slow products.
 _MULTIPLE = {"cuda": 64}
@@ -85,7 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         valid = targets != IGNORE_INDEX
         safe_targets = torch.where(valid, targets, 0)[:, None]
         scale = torch.where(valid, token_weight.to(wide), 0)[:, None]
-        rows = max(1, _CHUNK_ELEMENTS.get(features.device.type, 2**18) // len(factor))
+        rows = max(_LEAST_ROWS, _CHUNK_ELEMENTS.get(features.device.type, 2**18) // len(factor))
         for start in range(0, len(features), rows):
             part = slice(start, start + rows)
             target = safe_targets[part]
@@ -107,7 +113,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     gradient[:, : len(weight)] -= smoothing / len(weight) * scale[part]
                 gradient = gradient.to(features.dtype)
                 d_features[part] = gradient @ factor
-                d_weight += gradient.T @ features[part]
+                if gradient.dtype == wide:
+                    d_weight.addmm_(gradient.T, features[part])
+                else:
+                    d_weight += gradient.T @ features[part]
         losses.masked_fill_(~valid, 0)
         correct &= valid
         if d_features is not None and d_weight is not None:

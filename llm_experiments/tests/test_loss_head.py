@@ -29,6 +29,7 @@ def test_equals_torch_in_float64(
     """With label smoothing the objective is torch's, and the losses stay plain cross-entropies."""
     monkeypatch.setitem(loss_head._CHUNK_ELEMENTS, "cpu", chunk_elements)
     monkeypatch.setitem(loss_head._MULTIPLE, "cpu", multiple)
+    monkeypatch.setattr(loss_head, "_LEAST_ROWS", 1)
     features, weight, targets, token_weight = case(torch.float64)
     ours = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
     theirs = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
@@ -55,6 +56,48 @@ def test_float32_is_as_near_to_float64_as_torch_is() -> None:
     plain = F.cross_entropy(features @ weight.T, targets, reduction="none")
     ours = linear_cross_entropy(features, weight, targets, token_weight).loss
     assert (ours - exact).abs().max() <= (plain - exact).abs().max() + 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.float16, 1024.0)])
+def test_half_precision_is_as_near_to_float64_as_torch_is(dtype: torch.dtype, scale: float) -> None:
+    """Losses and both gradients, in fp16 under a loss scale, with weights kept in float32."""
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(500, 32, generator=generator, dtype=torch.float64)
+    weight = torch.randn(700, 32, generator=generator, dtype=torch.float64) / 4
+    targets = torch.randint(700, (500,), generator=generator)
+    share = torch.full((500,), scale / 500, dtype=torch.float64)
+
+    def results(dtype: torch.dtype, ours: bool) -> list[torch.Tensor]:
+        wide = torch.promote_types(dtype, torch.float32)
+        x = features.clone().to(dtype).requires_grad_()
+        w = weight.clone().to(wide).requires_grad_()
+        if ours:
+            result = linear_cross_entropy(x, w, targets, share)
+            losses, objective = result.loss, result.objective
+        else:
+            logits = (x @ w.to(dtype).T).to(wide)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            objective = (losses * share).sum()
+        objective.backward()
+        assert x.grad is not None
+        assert w.grad is not None
+        return [losses.detach(), x.grad, w.grad]
+
+    exact = results(torch.float64, ours=False)
+    mine, torchs = results(dtype, ours=True), results(dtype, ours=False)
+    for found, plain, wanted in zip(mine, torchs, exact, strict=True):
+        assert (found - wanted).norm() <= 1.1 * (plain - wanted).norm() + 1e-6 * wanted.norm()
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has none")
+def test_equals_the_chunked_one_of_torch() -> None:
+    features, weight, targets, _ = case(torch.float64)
+    ours = linear_cross_entropy(features, weight, targets, torch.ones(37)).loss
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=8, chunking_method=None)
+    theirs = F.linear_cross_entropy(
+        features, weight, targets, reduction="none", ignore_index=IGNORE_INDEX, options=options
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_large_logits_do_not_overflow() -> None:
