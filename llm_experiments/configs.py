@@ -35,6 +35,8 @@ class DataConfig(CorpusConfig):
     """train on this many sequences only (a fixed random choice), instead of all"""
     held_out: int = 0
     """keep this many sequences back, and measure them at every evaluation"""
+    checkpoint_dir: Path | None = None
+    """start from the weights in this local folder (official format, safetensors)"""
     cache_dir: Path = Path("cache")
     """where tokenizers and token ids are kept"""
 
@@ -121,8 +123,12 @@ class RunConfig(TrainingConfig):
     def resolved(self, data: DataConfig, data_hash: str) -> dict[str, Any]:
         """What the run's id is the hash of: everything that changes its result, no path."""
         described = asdict(data)
-        for name in ("data_dir", "text_column", "offline", "cache_dir"):
+        for name in ("data_dir", "text_column", "offline", "checkpoint_dir", "cache_dir"):
             del described[name]
+        if data.checkpoint_dir is not None:
+            from llm_experiments.starting_point import weights_hash
+
+            described["checkpoint"] = weights_hash(data.checkpoint_dir)
         return {**asdict(self), **described, "data_hash": data_hash}
 
 

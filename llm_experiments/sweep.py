@@ -37,6 +37,7 @@ class Recipe:
 
     config: RunConfig
     corpus: Path
+    checkpoint: Path | None
     device: str
     parallel: Parallel
     command: str
@@ -111,21 +112,22 @@ def _task(grid: SweepConfig, cell: RunConfig, corpus: PreparedCorpus) -> Task:
         data=places(grid.data),
         save_model=grid.save_model,
     )
-    return _of(run, cell, corpus, grid.device, grid.save_model, grid.parallel)
+    return _of(run, cell, corpus, grid.data, grid.device, grid.save_model, grid.parallel)
 
 
 def _task_again(run: Run, device: str) -> Task:
     data, cell = of_manifest(run, DataConfig, RunConfig)
     corpus = prepare(data)
     if run_id(cell.resolved(data, corpus.data_hash)) != run.id:
-        raise ValueError(f"{run.folder}: its corpus {data.corpus!r} is another one by now")
-    return _of(run, cell, corpus, device, bool(run.manifest.get("save_model")))
+        raise ValueError(f"{run.folder}: its corpus or checkpoint is another one by now")
+    return _of(run, cell, corpus, data, device, bool(run.manifest.get("save_model")))
 
 
 def _of(
     run: Run,
     cell: RunConfig,
     corpus: PreparedCorpus,
+    data: DataConfig,
     device: str,
     save_model: bool,
     parallel: Parallel = "ddp",
@@ -133,6 +135,7 @@ def _of(
     recipe = Recipe(
         config=cell,
         corpus=corpus.folder.resolve(),
+        checkpoint=data.checkpoint_dir and data.checkpoint_dir.resolve(),
         device=device,
         parallel=parallel,
         command=command_line(),
@@ -175,6 +178,7 @@ def work(attempt: Attempt, recipe: Recipe) -> None:
             attempt,
             device=device,
             report=report,
+            checkpoint=recipe.checkpoint,
             keep_model=recipe.save_model,
             group=group,
         )
@@ -189,6 +193,7 @@ def _follow(group: Group, recipe: Recipe, follower: Follower) -> None:
             corpus,
             follower,
             device=device,
+            checkpoint=recipe.checkpoint,
             keep_model=recipe.save_model,
             group=group,
         )

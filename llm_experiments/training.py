@@ -1,4 +1,4 @@
-"""One run: train a model from scratch and record the loss of every token as it goes.
+"""One run: train a model and record the loss of every token as it goes.
 
 The loop is `train`; what it needs stands below it. B sequences, T tokens, V vocabulary.
 """
@@ -28,6 +28,7 @@ from llm_experiments.loss_head import IGNORE_INDEX, TokenLosses, linear_cross_en
 from llm_experiments.models.presets import build_model, classifier, features
 from llm_experiments.optimization import build_optimizer, learning_rate, loss_weights
 from llm_experiments.preparation import PreparedCorpus
+from llm_experiments.starting_point import load_weights
 from llm_experiments.tokenization import PAD_ID, SPECIAL_TOKENS
 from llm_experiments.windows import WindowHistory
 
@@ -55,12 +56,14 @@ def train(
     *,
     device: torch.device,
     report: Callable[[Progress], None] = lambda progress: None,
+    checkpoint: Path | None = None,
     keep_model: bool = False,
     group: Group = ALONE,
 ) -> PreTrainedModel:
     """Train one run to its end, or on from its last checkpoint, and publish its record.
 
-    Returns the trained model; ``keep_model`` publishes it too. On a CPU the record is bit-identical
+    It starts from random weights, or from those in the folder ``checkpoint``. Returns the trained
+    model; ``keep_model`` publishes it too. On a CPU the record is bit-identical
     however often the run was interrupted.
 
     Raises:
@@ -80,6 +83,8 @@ def train(
         tied=config.tie_embeddings,
         device="cpu" if group.shards else device,  # which may not have room for all of it
     )
+    if checkpoint is not None:
+        load_weights(model, checkpoint, corpus)
     add_dropout(model, config.dropout)
     if config.compile:
         for module in model.base_model.layers if group.shards else [model.base_model]:
