@@ -15,7 +15,7 @@ import itertools
 import math
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,12 +90,16 @@ def class_record(
     return validated(dataset)
 
 
-def validated(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset, if it is a class record; else ValueError with what is wrong."""
+def validated(dataset: xr.Dataset, *, whole: bool = True) -> xr.Dataset:
+    """The dataset, if it is a class record; else ValueError with what is wrong.
+
+    Not `whole`: variables may be missing, and a mean whose count is missing is not checked
+    against it.
+    """
     if dataset.attrs.get("format_version") != FORMAT_VERSION:
         version = dataset.attrs.get("format_version")
         raise ValueError(f"format_version is {version!r}; expected {FORMAT_VERSION}")
-    missing = {*_VARIABLES, "step"} - set(dataset.variables)
+    missing = {*(_VARIABLES if whole else ("label",)), "step"} - set(dataset.variables)
     if missing:
         raise ValueError(f"no {sorted(missing)} in the class record")
     step = dataset["step"]
@@ -109,7 +113,7 @@ def validated(dataset: xr.Dataset) -> xr.Dataset:
             raise ValueError(f"{name} is {found}; expected {dtype} over {dims}")
         if dtype == "int64" and (variable.values < 0).any():
             raise ValueError(f"{name} holds {variable.values.min()}; expected counts of at least 0")
-        if over is not None:
+        if over is not None and (whole or over in dataset.data_vars):
             if over not in dataset.data_vars:
                 raise ValueError(f"{name} is a mean over {over}, which is missing")
             if not np.isnan(variable.values[dataset[over].values == 0]).all():
@@ -181,10 +185,14 @@ class _File(pyfive.File):  # type: ignore[misc,unused-ignore]
         return objects[address]
 
 
-def from_bytes(content: bytes) -> xr.Dataset:
-    """The record, in memory. ValueError with what is wrong, whatever the bytes are."""
+def from_bytes(content: bytes, only: Collection[str] | None = None) -> xr.Dataset:
+    """The record, in memory. ValueError with what is wrong, whatever the bytes are.
+
+    `only`: unpack these variables alone, of those that the record has, with label and step; the
+    others stay packed and unchecked.
+    """
     try:
-        return validated(_read(content))
+        return validated(_read(content, only), whole=only is None)
     except ValueError as error:
         raise ValueError(f"not a class record: {error}") from None
     except Exception as error:  # of many kinds: AssertionError, struct.error, MemoryError, ...
@@ -192,7 +200,7 @@ def from_bytes(content: bytes) -> xr.Dataset:
         raise ValueError(f"not a class record: its HDF5 is broken ({kind}: {error})") from None
 
 
-def _read(content: bytes) -> xr.Dataset:
+def _read(content: bytes, only: Collection[str] | None) -> xr.Dataset:
     with warnings.catch_warnings(), _File(_Bounded(content)) as file:
         warnings.simplefilter("error")
         names = sorted(set(file) - {"class"})  # netCDF's placeholder for a dimension without values
@@ -212,7 +220,8 @@ def _read(content: bytes) -> xr.Dataset:
         dataset = xr.Dataset(attrs={"format_version": int(version)})
         dataset["label"] = _strings(_labels(variables.pop("label"), len(content)))
         dataset.coords["step"] = ("step", _numbers(variables.pop("step"), content))
-        for name, variable in variables.items():
+        for name in [name for name in variables if only is None or name in only]:
+            variable = variables[name]
             attributes = {"units": "nat"} if name.endswith("loss") else {}
             dataset[name] = (_specification(name)[0], _numbers(variable, content), attributes)
         return dataset
@@ -242,7 +251,7 @@ def _labels(variable: pyfive.Dataset, most_bytes: int) -> list[str]:
     # pyfive gives one object for one string of the file, however often it is pointed to.
     if sum(map(len, stored)) > most_bytes:
         raise ValueError("labels that share their text")
-    return [_unescape(label.decode("ascii")) for label in stored]
+    return _unescaped([label.decode("ascii") for label in stored])
 
 
 def _numbers(variable: pyfive.Dataset, content: bytes) -> NDArray[Any]:
@@ -273,6 +282,18 @@ def _unpacked(packed: memoryview, count: int) -> NDArray[np.uint8]:
     if len(shuffled) != 8 * count or not (inflater.eof or not inflater.decompress(b"", 1)):
         raise ValueError("a chunk of another size than it declares")
     return np.ascontiguousarray(np.frombuffer(shuffled, np.uint8).reshape(8, count).T)
+
+
+def _unescaped(stored: list[str]) -> list[str]:
+    """Every label. All at once where that gives the same text back, else one by one."""
+    try:
+        labels = "\0".join(stored).encode("ascii").decode("unicode_escape").split("\0")
+        again = "\0".join(labels).encode("unicode_escape").decode("ascii")
+    except (ValueError, DeprecationWarning):
+        again = ""
+    if again != r"\x00".join(stored) or len(labels) != len(stored):
+        return [_unescape(label) for label in stored]
+    return labels
 
 
 def _unescape(stored: str) -> str:

@@ -42,6 +42,11 @@ from ufm import fit_critical_count
 SWEPT = ("weight_decay", "seed")
 REPAIRS = {"loss_weight_exponent": 0, "decay": "all"}  # with the values that repair nothing
 CHECKPOINTS = 12
+# What a report needs of a record; its counts and accuracies by window stay packed.
+NEEDED = (
+    *("class_count", "loss", "final_count", "final_loss", "final_accuracy"),
+    *("test_count", "test_accuracy"),
+)
 BIN_BASE = 3
 PARALLEL_FROM, MOST_PROCESSES = 20, 8  # a child takes seconds to start and some 0.5 GB
 
@@ -81,7 +86,7 @@ def collect(folders: Sequence[Path]) -> Collection:
     found: dict[str, tuple[Path, Run, dict[str, Any]]] = {}
     problems: list[RunNote] = []
     for folder in folders:
-        study = read_study(folder)
+        study = read_study(folder, check_records=False)
         if not (study.runs or study.unfinished or study.problems):
             raise ValueError(f"{folder} is not a study: it holds no runs; expected runs/<study>")
         problems += [_problem(folder, path, reason) for path, reason in study.problems]
@@ -156,7 +161,7 @@ def _reduced(task: tuple[Run, Mapping[str, Any]]) -> tuple[xr.Dataset, str] | st
 
 def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
     """What the report needs of one run, and a digest of what comparable runs must share."""
-    record = run.classes()
+    record = run.classes(only=NEEDED)
     steps, counts = record["step"].values, record["class_count"].values
     final_count, loss, accuracy = (
         record[f"final_{name}"].values for name in ("count", "loss", "accuracy")

@@ -43,6 +43,30 @@ def test_the_reader_agrees_with_xarrays(num_classes: int, seed: int) -> None:
         assert theirs["loss"].attrs["units"] == ours["loss"].attrs["units"]
 
 
+@given(st.lists(st.sampled_from(["a", "\\", "\0", "x00", "\\x00", "Ġ", ""]), min_size=1))
+@settings(deadline=None)
+def test_labels_of_escapes_come_back(labels: list[str]) -> None:
+    content = record_bytes(record(len(labels), labels=labels))
+    assert from_bytes(content)["label"].values.tolist() == labels
+
+
+@pytest.mark.parametrize("stored", ["a\\", "\\0", "\\x41", "\n", "\\q", "a\\x0"])
+def test_labels_that_are_no_escape_are_refused(stored: str) -> None:
+    def alter(file: h5py.File) -> None:
+        file["label"][:2] = [stored, "x00b"]
+
+    with pytest.raises(ValueError, match="not a class record"):
+        from_bytes(altered(alter))
+
+
+def test_some_variables_of_a_record() -> None:
+    whole = record()
+    some = from_bytes(record_bytes(whole), only=("loss", "final_count", "test_loss"))
+    assert set(some.variables) == {"label", "step", "loss", "final_count"}
+    for name, variable in some.variables.items():
+        np.testing.assert_array_equal(variable.values, whole[name].values)
+
+
 def test_chunks_that_do_not_divide_the_shape(tmp_path: Path) -> None:
     loss = np.random.default_rng(0).random((7, 3001))
     ones = np.ones((7, 3001), dtype=int)
