@@ -1,15 +1,15 @@
 """Time and memory of `python -m reports build` against the number of runs of a synthetic study.
 
-    python benchmarks/report_build.py --runs 25 175
+    python benchmarks/report_build.py --runs 25 50 100 175 --grow models
 
 Every run is as large as one of the paper's: 32,005 classes, 100 recorded steps. A run's losses are
-those of one weight decay; seeds share them, since only reading them is timed.
+those of one weight decay; seeds and models share them, since only reading them is timed. A study
+grows by seeds (more runs behind each point) or by models of 25 runs each (more panels too).
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -21,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from frequency_bins import Run, class_record, publish, write_atomically
+from frequency_bins import Run, class_record, publish, run_id, write_atomically
 
 VOCAB_SIZE, STEPS = 32_005, 100
 WEIGHT_DECAYS = (0.0, 0.1, 0.3, 0.5, 1.0)
+SEEDS = 5
 
 
 def publish_first(run: Run, weight_decay: float) -> None:
@@ -54,29 +55,31 @@ def publish_first(run: Run, weight_decay: float) -> None:
     publish(run, record)
 
 
-def make_study(folder: Path, number: int) -> None:
-    """`number` finished runs over the weight decays; later seeds copy the first one's record."""
-    first: dict[float, Run] = {}
+def grow(study: Path, number: int, by: str) -> None:
+    """Bring a study to `number` finished runs; all of one weight decay share their record."""
     for place in range(number):
-        weight_decay = WEIGHT_DECAYS[place % len(WEIGHT_DECAYS)]
+        row, column = divmod(place, len(WEIGHT_DECAYS))
+        model, seed = divmod(row, SEEDS) if by == "models" else (0, row)
         config = {
-            "model": "openelm-270m",
+            "model": f"model-{model}",
             "corpus": "synthetic",
-            "weight_decay": weight_decay,
-            "seed": place // len(WEIGHT_DECAYS),
+            "weight_decay": WEIGHT_DECAYS[column],
+            "seed": seed,
             "steps": 100 * STEPS,
             "vocab_size": VOCAB_SIZE,
         }
-        run = Run.create(folder, config)
-        if weight_decay not in first:
-            first[weight_decay] = run
-            publish_first(run, weight_decay)
+        run = Run.create(study, config)
+        if run.status == "finished":
             continue
-        source = first[weight_decay].folder / "classes.nc"
-        shutil.copyfile(source, run.folder / "classes.nc")
-        digest = hashlib.sha256(source.read_bytes()).hexdigest()
-        manifest = run.stored_manifest | {"status": "finished", "classes_sha256": digest}
-        write_atomically(run.folder / "manifest.json", json.dumps(manifest).encode())
+        if row == 0:
+            publish_first(run, WEIGHT_DECAYS[column])
+            continue
+        first = study / run_id(config | {"model": "model-0", "seed": 0})
+        shutil.copyfile(first / "classes.nc", run.folder / "classes.nc")
+        published = json.loads((first / "manifest.json").read_bytes())
+        told = {name: published[name] for name in ("status", "classes_sha256")}
+        manifest = json.dumps(run.stored_manifest | told)
+        write_atomically(run.folder / "manifest.json", manifest.encode())
 
 
 def measure(study: Path) -> tuple[float, float, float]:
@@ -111,17 +114,17 @@ def main() -> None:
     """Print one table row a study size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, nargs="+", default=[25, 50, 100, 175])
-    parser.add_argument("--folder", type=Path, default=None, help="where the studies go")
+    parser.add_argument("--grow", choices=["seeds", "models"], default="models")
+    parser.add_argument("--folder", type=Path, default=None, help="where the study goes")
     options = parser.parse_args()
     print(f"cores: {os.cpu_count()}")
     print("| runs | seconds | peak GiB | page MB |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        for number in options.runs:
-            study = Path(scratch) / f"runs{number}"
-            make_study(study, number)
+        study = Path(scratch) / "study"
+        for number in sorted(options.runs):
+            grow(study, number, options.grow)
             seconds, peak, size = measure(study)
             print(f"| {number} | {seconds:.1f} | {peak:.2f} | {size:.2f} |", flush=True)
-            shutil.rmtree(study)
 
 
 if __name__ == "__main__":

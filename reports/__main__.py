@@ -1,4 +1,4 @@
-"""python -m reports build | export | compare | demo"""
+"""python -m reports build | export | compare | prompt | demo"""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import tyro
 from frequency_bins import write_atomically
 from frequency_bins.command_line import parse_options, run_command
 from reports import tables
-from reports.export import export
+from reports.export import export, saved
+from reports.figures import figure_2
 from reports.groups import Collection, collect, joined
 from reports.page import render
+from reports.prompt import split
 from reports.table_views import comparison_view
 
 
@@ -52,6 +54,20 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """Draw a text with its rare and its frequent tokens in two colours (Figure 2)."""
+
+    study: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
+    """A folder runs/<study>, whose training counts say what is rare."""
+    text: str
+    """The text; any."""
+    tokenizer: Path | None = None
+    """The tokenizer.json of the prepared corpus; without it the text is split by longest match."""
+    out: Path | None = None
+    """A .svg or .pdf file; by default prompt.svg in the study's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Run the demo sweep (finished runs are kept), then build its page."""
 
@@ -66,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     options = parse_options(
-        Build | Export | Compare | Demo,
+        Build | Export | Compare | Prompt | Demo,
         argv,
         prog="python -m reports",
         description="Figures, tables and one page from runs/<study>.",
@@ -78,6 +94,8 @@ def _main(argv: list[str]) -> int:
             return export_files(options)
         case Compare():
             return compare(options)
+        case Prompt():
+            return prompt(options)
         case _:
             return demo(options)
 
@@ -115,6 +133,20 @@ def compare(options: Compare) -> int:
     both = joined(*sides)
     write_atomically(out, render(both, first_tables=views).encode("utf-8"))
     return _done(out, both)
+
+
+def prompt(options: Prompt) -> int:
+    """Draw Figure 2 for a text and print the file's path."""
+    out = _file(options.out, options.study / "prompt.svg")
+    if out.suffix not in (".svg", ".pdf"):
+        raise ValueError(f"--out is {out}; expected a name that ends in .svg or .pdf")
+    collection = collect([options.study])
+    if not collection.groups:
+        raise ValueError(f"no run of {options.study} is finished; nothing says what is rare")
+    group = collection.groups[0]
+    tokens = split(options.text, group["label"].values.tolist(), options.tokenizer)
+    write_atomically(out, saved(figure_2(group, tokens), out.suffix[1:]))
+    return _done(out, collection)
 
 
 def demo(options: Demo) -> int:

@@ -46,7 +46,7 @@ def export(groups: Sequence[xr.Dataset], folder: Path) -> list[Path]:
     frames = {name: make(*groups) for name, make in TABLES.items()}
     for name, frame in (frames | {"tokens": tokens(groups)}).items():
         if len(frame):
-            files[f"{name}.csv"] = frame.to_csv(index=False).encode()
+            files[f"{name}.csv"] = spreadsheet_safe(frame).to_csv(index=False).encode()
             files[f"{name}.parquet"] = frame.to_parquet(index=False)
     for view in [*table_views(groups), verdict_view()]:
         files[f"{view.key.replace('-', '_')}.tex"] = latex(view).encode()
@@ -87,6 +87,19 @@ def tokens(groups: Sequence[xr.Dataset]) -> pd.DataFrame:
                 )
             )
     return pd.concat(frames, ignore_index=True)
+
+
+def spreadsheet_safe(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text that a spreadsheet would take for a formula, with an apostrophe before it."""
+    safe = frame.copy()
+    for name in frame.columns:
+        if not pd.api.types.is_numeric_dtype(frame[name]):
+            text = frame[name].astype(str)
+            safe[name] = text.where(~text.str.match(_FORMULA), "'" + text)
+    return safe
+
+
+_FORMULA = r"\s*[=+\-@\t\r]"
 
 
 def latex(view: TableView) -> str:

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 
 from frequency_bins import percentile, rare_share
 from reports.groups import (
+    class_mean,
     corpus,
     count_range,
     describe,
@@ -278,10 +279,11 @@ def figure_6a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     """Loss of every token against its count at the largest weight decay (Figure 6a)."""
     figure, axes = _panels(groups, narrow)
     figure.name, figure.title = "Figure 6a", "The loss of every token"
+    highest = max(_highest_loss(group, max(weight_decays([group]))) for group in groups)
     for axis, group in zip(axes, groups, strict=True):
         decay = _cloud(axis, group, "loss", "bin_loss")
         axis.set_title(f"{group.attrs['name']}, weight decay {decay:g}")
-        loss_axis(axis, max(float(np.nanmax(group["loss"].values)) for group in groups))
+        loss_axis(axis, highest)
     axes[0].set_ylabel("loss (nats)")
     figure.caption = _caption(
         "One grey point a token, averaged over seeds; the mean of each frequency bin in colour.",
@@ -485,7 +487,7 @@ def theory_over_losses(*groups: xr.Dataset, narrow: bool = False) -> ReportFigur
     figure.name, figure.title = "Theory", "One fitted number, n_c, against every token's loss"
     place, said = 0, []
     colours = decay_colours(weight_decays(groups))
-    highest = max(float(np.nanmax(group["loss"].values)) for group in groups)
+    highest = max(_highest_loss(group, decay) for group, decay in cells)
     for group in groups:
         for position, decay in enumerate(weight_decays([group])):
             axis = axes[place + position]
@@ -684,7 +686,7 @@ def _cloud(
     decay = max(weight_decays([group]))
     chosen = group["weight_decay"].values == decay
     counts = group["class_count"].values
-    values = scale * group[per_class].values[chosen].mean(axis=0)
+    values = scale * class_mean(group, per_class, decay)
     drawn = (counts > 0) & np.isfinite(values)
     axis.scatter(
         counts[drawn], values[drawn], s=5, color=CLOUD, alpha=0.3, linewidths=0, rasterized=True
@@ -696,10 +698,14 @@ def _cloud(
     return decay
 
 
+def _highest_loss(group: xr.Dataset, decay: float) -> float:
+    return float(np.nanmax(class_mean(group, "loss", decay)))
+
+
 def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str, highest: float) -> str:
     chosen = group["weight_decay"].values == decay
     counts = group["class_count"].values
-    values = group["loss"].values[chosen].mean(axis=0)
+    values = class_mean(group, "loss", decay)
     drawn = (counts > 0) & np.isfinite(values)
     axis.scatter(
         counts[drawn], values[drawn], s=3, color=CLOUD, alpha=0.25, linewidths=0, rasterized=True

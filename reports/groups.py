@@ -11,17 +11,13 @@ import hashlib
 import itertools
 import json
 import math
-import multiprocessing
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.stats
-import torch
 import xarray as xr
 
 from frequency_bins import (
@@ -37,6 +33,7 @@ from frequency_bins import (
     token_balanced_accuracy,
     token_balanced_loss,
 )
+from reports.workers import parallel_map
 from ufm import fit_critical_count
 
 SWEPT = ("weight_decay", "seed")
@@ -48,7 +45,8 @@ NEEDED = (
     *("test_count", "test_accuracy"),
 )
 BIN_BASE = 3
-PARALLEL_FROM, MOST_PROCESSES = 20, 8  # a child takes seconds to start and some 0.5 GB
+MOST_NAMED_CLASSES = 50
+PARALLEL_FROM = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +98,10 @@ def collect(folders: Sequence[Path]) -> Collection:
             except (ValueError, OSError) as error:
                 problems.append(_problem(folder, run.folder, str(error)))
     finished = [entry for entry in found.values() if entry[2]["status"] == "finished"]
+    tasks = [(run, manifest) for _, run, manifest in finished]
+    results = parallel_map(_reduced, tasks, worth=PARALLEL_FROM)
     reduced: dict[tuple[str, str], list[xr.Dataset]] = {}
-    for (folder, run, manifest), result in zip(finished, _reduce_all(finished), strict=True):
+    for (folder, run, manifest), result in zip(finished, results, strict=True):
         if isinstance(result, str):
             problems.append(_problem(folder, run.folder, result))
             del found[run.id]
@@ -111,7 +111,7 @@ def collect(folders: Sequence[Path]) -> Collection:
     unfinished = [_unfinished(*entry) for entry in found.values() if entry not in finished]
     return Collection(
         studies=tuple(folder.resolve().name for folder in folders),
-        groups=_named([_group(settings, runs) for (settings, _), runs in reduced.items()]),
+        groups=_named([_group(key[0], reduced.pop(key)) for key in list(reduced)]),
         manifests={run.id: manifest for _, run, manifest in finished if run.id in found},
         unfinished=(
             *unfinished,
@@ -135,21 +135,6 @@ def joined(*sides: Collection) -> Collection:
         unfinished=tuple(note for side in sides for note in side.unfinished),
         problems=tuple(note for side in sides for note in side.problems),
     )
-
-
-def _reduce_all(
-    finished: Sequence[tuple[Path, Run, dict[str, Any]]],
-) -> Iterable[tuple[xr.Dataset, str] | str]:
-    """`reduce_run` of each, or the reason why it cannot be read; in child processes if many."""
-    tasks = [(run, manifest) for _, run, manifest in finished]
-    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
-    if len(tasks) < PARALLEL_FROM or processes == 1:
-        return map(_reduced, tasks)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        processes, context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        return list(pool.map(_reduced, tasks))
 
 
 def _reduced(task: tuple[Run, Mapping[str, Any]]) -> tuple[xr.Dataset, str] | str:
@@ -239,6 +224,31 @@ def over_seeds(group: xr.Dataset, name: str) -> xr.Dataset:
         },
         coords={"weight_decay": decays},
     )
+
+
+def class_mean(group: xr.Dataset, name: str, weight_decay: float) -> np.ndarray:
+    """(class): a variable over run and class at one weight decay, mean over seeds."""
+    if f"mean_{name}" in group:
+        return np.asarray(group[f"mean_{name}"].sel(decay=weight_decay).values)
+    chosen = group["weight_decay"].values == weight_decay
+    return np.asarray(group[name].values[chosen].mean(axis=0))
+
+
+def for_drawing(group: xr.Dataset) -> xr.Dataset:
+    """The group with what figures read of its classes: means over seeds instead of every run.
+
+    A group of few classes keeps `test_accuracy` and `label`, which Figure 9 shows.
+    """
+    decays = weight_decays([group])
+    means = {
+        f"mean_{name}": (("decay", "class"), np.stack([class_mean(group, name, d) for d in decays]))
+        for name in ("loss", "accuracy", "learning_speed")
+    }
+    few = group.sizes["class"] <= MOST_NAMED_CLASSES
+    kept = {"test_accuracy"} if few else set()
+    by_run = [n for n, v in group.data_vars.items() if {"run", "class"} <= {*v.dims}]
+    dropped = [*(n for n in by_run if n not in kept), *([] if few else ["label"])]
+    return group.drop_vars(dropped).assign(means).assign_coords(decay=decays)
 
 
 def end_bins(group: xr.Dataset) -> tuple[int, int]:
@@ -420,12 +430,12 @@ def _named(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
     names = [str(config.get("model", "model")) for config in configs]
     fields = sorted(
         {name for config in configs for name in config} - {"model"},
-        key=lambda field: (max(len(str(config.get(field))) for config in configs), field),
+        key=lambda field: (max(len(str(_field(config, field))) for config in configs), field),
     )
     for field in fields:
         if len(set(names)) == len(names):
             break
-        shown = [_shown(config.get(field)) for config in configs]
+        shown = [_shown(_field(config, field)) for config in configs]
         told = {(name, value) for name, value in zip(names, shown, strict=True)}
         if len(told) > len(set(names)):
             label = field.replace("_", " ")
@@ -439,6 +449,11 @@ def _named(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
     for group, name in zip(groups, names, strict=True):
         group.attrs["name"] = name
     return tuple(sorted(groups, key=lambda group: group.attrs["name"]))
+
+
+def _field(config: Mapping[str, Any], field: str) -> Any:
+    """A field; that of no repair where a config has no such field."""
+    return config.get(field, REPAIRS.get(field))
 
 
 def _shown(value: Any) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import io
+import pickle
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +22,21 @@ from markupsafe import Markup
 
 from reports import figures
 from reports.answer import answer
-from reports.groups import Collection, corpus, display_text, weight_decays
+from reports.groups import (
+    MOST_NAMED_CLASSES,
+    PARALLEL_FROM,
+    Collection,
+    corpus,
+    display_text,
+    for_drawing,
+    weight_decays,
+)
 from reports.style import DARK, STYLE, ReportFigure, dark_decay_colours, decay_colours
 from reports.table_views import TableView, run_table, table_views, verdict_view
 from reports.tables import families, unrepaired
 from reports.token_search import pack
 from reports.wording import worded
+from reports.workers import parallel_map
 
 TEMPLATES = Path(__file__).parent / "templates"
 FIGURES: tuple[Callable[..., ReportFigure], ...] = (
@@ -39,7 +51,6 @@ FIGURES: tuple[Callable[..., ReportFigure], ...] = (
     figures.figure_5,
 )
 CORPUS_FIGURES = (figures.figure_8, figures.figure_3a)
-MOST_NAMED_CLASSES = 50
 Drawing = tuple[Callable[..., ReportFigure], tuple[xr.Dataset, ...]]
 ENVIRONMENT_FIELDS = ("device", "git_commit", "data_hash", "command")
 
@@ -49,7 +60,9 @@ class FigureView:
     """A figure as the page shows it: the same drawing for wide and for narrow screens."""
 
     key: str
-    figure: ReportFigure
+    name: str
+    title: str
+    caption: str
     wide: Markup
     narrow: Markup
     full_width: bool
@@ -111,22 +124,40 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
 
 
 def figure_views(groups: Sequence[xr.Dataset]) -> list[FigureView]:
-    """Every figure of the page, drawn for both widths."""
+    """Every figure of the page, drawn for both widths; in child processes if the runs are many."""
     decays = weight_decays(groups)
-    views = []
-    for draw, shown in drawings(groups):
-        wide, narrow = draw(*shown), draw(*shown, narrow=True)
-        key = draw.__name__.replace("_", "-")
-        views.append(
-            FigureView(
-                key=key,
-                figure=wide,
-                wide=inline_svg(wide, f"{key}-w", decays),
-                narrow=inline_svg(narrow, f"{key}-n", decays),
-                full_width=wide.get_figwidth() > 5,
-            )
-        )
-    return views
+    many = sum(group.sizes["run"] for group in groups) >= PARALLEL_FROM
+    with tempfile.TemporaryDirectory() as folder:
+        found: list[Drawing] | Path = drawings(groups)
+        number = len(found)
+        if many:  # once through a file, since the groups are larger than all else
+            light = [for_drawing(group) for group in groups]
+            (path := Path(folder) / "drawings").write_bytes(pickle.dumps(drawings(light)))
+            found = path
+        tasks = [(found, place, decays) for place in range(number)]
+        return list(parallel_map(_figure_view, tasks, worth=1 if many else number + 1))
+
+
+def _figure_view(task: tuple[list[Drawing] | Path, int, Sequence[float]]) -> FigureView:
+    found, place, decays = task
+    draw, shown = (_stored_drawings(found) if isinstance(found, Path) else found)[place]
+    wide, narrow = draw(*shown), draw(*shown, narrow=True)
+    key = draw.__name__.replace("_", "-")
+    return FigureView(
+        key=key,
+        name=wide.name,
+        title=wide.title,
+        caption=wide.caption,
+        wide=inline_svg(wide, f"{key}-w", decays),
+        narrow=inline_svg(narrow, f"{key}-n", decays),
+        full_width=wide.get_figwidth() > 5,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _stored_drawings(path: Path) -> list[Drawing]:
+    found: list[Drawing] = pickle.loads(path.read_bytes())  # which this page's process wrote
+    return found
 
 
 def inline_svg(figure: ReportFigure, key: str, decays: Sequence[float]) -> Markup:

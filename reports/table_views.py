@@ -56,7 +56,8 @@ def table_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
             key="table-gap",
             title="Fairness gap",
             caption="Loss of the rarest bin minus loss of the most frequent bin, in nats, with its "
-            "95 % interval over seeds where there is more than one seed.",
+            "95 % interval: over seeds where there is more than one, else over the tokens of "
+            "both bins.",
             **_by_decay(
                 tables.fairness_gap(*groups).assign(what="gap (nats)"), "what", _mean_interval
             ),
@@ -219,7 +220,8 @@ def _mean_std(entry: Any) -> str:
 
 
 def _mean_interval(entry: Any) -> str:
-    return _plus_minus(entry.mean, entry.half_width)
+    over_seeds = math.isfinite(entry.half_width)
+    return _plus_minus(entry.mean, entry.half_width if over_seeds else entry.half_width_over_tokens)
 
 
 def _plus_minus(mean: float, spread: float, sign: str = "") -> str:
@@ -259,7 +261,7 @@ def _theory_table(groups: Sequence[xr.Dataset]) -> dict[str, Any]:
 def _repair_table(frame: pd.DataFrame) -> dict[str, Any]:
     bodies = [
         (
-            f"weight decay {decay:g}",
+            f"{name} at weight decay {decay:g}",
             [
                 [
                     f"g = {row.loss_weight_exponent:g}, decay on {row.decay}",
@@ -278,7 +280,7 @@ def _repair_table(frame: pd.DataFrame) -> dict[str, Any]:
                 for row in part.itertuples()
             ],
         )
-        for decay, part in frame.groupby("weight_decay")
+        for (name, decay), part in frame.groupby(["family", "weight_decay"])
     ]
     head = ["repair", "runs", "average", "predicted", "token-balanced", "predicted", "gap"]
     return {"head": head, "bodies": bodies}

@@ -21,6 +21,7 @@ from reports.groups import (
     count_range,
     effective_counts,
     over_seeds,
+    weight_decays,
     welch_half_width,
 )
 from ufm import CriticalCountFit
@@ -63,10 +64,17 @@ def loss_by_bin(*groups: xr.Dataset) -> pd.DataFrame:
 
 
 def fairness_gap(*groups: xr.Dataset) -> pd.DataFrame:
-    """Loss of the rarest bin minus that of the most frequent one, by weight decay."""
-    return pd.concat(
-        [_frame(group, over_seeds(group, "fairness_gap")) for group in groups], ignore_index=True
-    )
+    """Loss of the rarest bin minus that of the most frequent one, by weight decay.
+
+    `half_width` is over seeds; `half_width_over_tokens`, the mean of the runs', is there with a
+    single seed too.
+    """
+    frames = []
+    for group in groups:
+        within = over_seeds(group, "fairness_gap_half_width")["mean"].values
+        frame = _frame(group, over_seeds(group, "fairness_gap"))
+        frames.append(frame.assign(half_width_over_tokens=within))
+    return pd.concat(frames, ignore_index=True)
 
 
 def theory(*groups: xr.Dataset) -> pd.DataFrame:
@@ -99,11 +107,12 @@ def repair(*groups: xr.Dataset) -> pd.DataFrame:
 
     Average and token-balanced loss and the fairness gap by loss-weight exponent g (weights
     n_k^-g), decay group and weight decay, with the corrected theory's prediction: the n_c fitted
-    without weights at the same weight decay, put into r_k (ufm/THEORY.md, section 6). Empty
-    where the study varies neither.
+    without weights at the same weight decay, put into r_k (ufm/THEORY.md, section 6). A weight
+    decay at which nothing is compared has no row. Empty where the study varies neither.
     """
     rows: list[dict[str, Any]] = []
     for family in families(groups):
+        compared = _compared_decays(family)
         for group in family:
             repairs = _repairs(group)
             bands = {
@@ -111,11 +120,14 @@ def repair(*groups: xr.Dataset) -> pd.DataFrame:
                 for name in ("average_loss", "token_balanced_loss", "fairness_gap")
             }
             for place, decay in enumerate(bands["average_loss"]["weight_decay"].values):
+                if decay not in compared:
+                    continue
                 baseline = _unweighted_critical_count(family, repairs["decay"], float(decay))
                 exponent = float(repairs["loss_weight_exponent"])
                 predicted = _predicted(group["class_count"].values, baseline, exponent)
                 rows.append(
-                    {"runs": group.attrs["name"], **repairs, "weight_decay": float(decay)}
+                    {"family": family[0].attrs["name"], "runs": group.attrs["name"]}
+                    | {**repairs, "weight_decay": float(decay)}
                     | {"n": int(bands["average_loss"]["n"].values[place])}
                     | {name: float(band["mean"].values[place]) for name, band in bands.items()}
                     | dict(zip(("predicted_average", "predicted_balanced"), predicted, strict=True))
@@ -196,6 +208,12 @@ def families(groups: Iterable[xr.Dataset]) -> list[list[xr.Dataset]]:
         for family in found.values()
         if len(family) > 1
     ]
+
+
+def _compared_decays(family: Sequence[xr.Dataset]) -> set[float]:
+    """Weight decays that more than one group of the family has."""
+    held = [decay for group in family for decay in weight_decays([group])]
+    return {decay for decay in held if held.count(decay) > 1}
 
 
 def unrepaired(groups: Sequence[xr.Dataset]) -> list[xr.Dataset]:

@@ -75,11 +75,11 @@
     made.append(head, element("td", count(words, i).toLocaleString("en")));
     group.decays.forEach((_, d) => {
       const code = view.getUint16(group.loss + 2 * (d * group.size + i), true);
-      made.append(element("td", code === NO_LOSS ? "\u2013" : (code / 1000).toFixed(3)));
+      const speed = view.getUint8(group.speed + d * group.size + i);
+      const cell = element("td", code === NO_LOSS ? "\u2013" : (code / 1000).toFixed(3));
+      cell.append(element("small", speed === NONE ? "" : ` S ${(speed / 100).toFixed(2)}`));
+      made.append(cell);
     });
-    const ends = group.decays.length > 1 ? [0, group.decays.length - 1] : [0];
-    const speeds = ends.map((d) => view.getUint8(group.speed + d * group.size + i));
-    made.append(element("td", speeds.map((s) => s === NONE ? "\u2013" : (s / 100).toFixed(2)).join(" \u2192 ")));
     if (group.steps.length > 1) {
       const cell = element("td");
       cell.append(sparkline(group, i));
@@ -91,7 +91,7 @@
     const group = header.groups[Math.max(choice.selectedIndex, 0)];
     const words = header.vocabularies[group.vocabulary];
     const matches = search(words, query.value);
-    const titles = ["name", "count", ...group.decays.map((d) => `\u03bb = ${d}`), "S"];
+    const titles = ["name", "count", ...group.decays.map((d) => `\u03bb = ${d}`)];
     if (group.steps.length > 1) titles.push("over training");
     const line = document.createElement("tr");
     line.append(...titles.map((title) => { const cell = element("th", title); cell.scope = "col"; return cell; }));

@@ -123,7 +123,10 @@ def test_the_page_in_a_browser(
         assert rows[0][0] == "token7"
         assert rows[0][1] == str(group["class_count"].values[place])
         loss = over_seeds(group, "loss")["mean"].values[:, place]
-        assert [float(cell) for cell in rows[0][2:5]] == pytest.approx(loss, abs=1e-3)
+        speed = over_seeds(group, "learning_speed")["mean"].values[:, place]
+        shown = [cell.split(" S ") for cell in rows[0][2:5]]
+        assert [float(cell) for cell, _ in shown] == pytest.approx(loss, abs=1e-3)
+        assert [float(cell) for _, cell in shown] == pytest.approx(speed, abs=1e-2)
     assert [row[0] for row in seen["image"]] == ["<img␣src=x␣onerror=document.title='owned'>"]
     assert {row[0] for row in seen["the"][:2]} == {"␣the", "Ġthe"}
     assert seen["nothing"] == []

@@ -8,6 +8,7 @@ import pytest
 
 from frequency_bins import read_study
 from reports.__main__ import main
+from reports.prompt import split
 from reports.tests.studies import make_run
 
 pytestmark = pytest.mark.usefixtures("one_figure")
@@ -58,6 +59,14 @@ def test_export_and_compare(
     assert "skipped" not in capsys.readouterr().err
 
 
+def test_a_prompt_is_coloured(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prompt", str(small), "--text", "token3 the電影TOKEN41"]) == 0
+    assert capsys.readouterr().out == f"{small / 'prompt.svg'}\n"
+    assert "<svg" in (small / "prompt.svg").read_text(encoding="utf-8")
+    labels = ["a", "ab", " b", "é", "Å", "Ĥ"]  # the last two: the bytes of ł, as BPE writes them
+    assert split("aAB béł", labels) == ["a", "ab", " b", "é", "Å", "Ĥ"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -71,6 +80,10 @@ def test_export_and_compare(
         (["export", "small", "--out", "small/0"], "--out is small/0"),
         (["export", "absent"], "absent is not a study"),
         (["compare", "small"], "SECOND"),
+        (["prompt", "small", "--text", ""], "the text has 0 characters"),
+        (["prompt", "small", "--text", "§"], "no token spells '§'"),
+        (["prompt", "small", "--text", "a", "--out", "a.png"], "--out is a.png"),
+        (["prompt", "small", "--text", "a", "--tokenizer", "absent"], "absent"),
         (["compare", "small", "absent"], "absent is not a study"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.export import export, latex, saved
+from reports.export import export, latex, saved, spreadsheet_safe
 from reports.figures import figure_4
 from reports.groups import Collection
 from reports.table_views import TableView, table_views
@@ -40,6 +40,13 @@ def test_files_are_the_same_every_time(collection: Collection) -> None:
     for form in ("svg", "pdf"):
         once, again = (saved(figure_4(*collection.groups), form) for _ in range(2))
         assert once == again
+
+
+def test_no_cell_of_a_csv_is_a_formula() -> None:
+    labels = ["=1+1", "@SUM(A1)", "-2", "+3", " =x", "the", "a=b"]
+    safe = spreadsheet_safe(pd.DataFrame({"token": labels, "loss": [-1.0] * len(labels)}))
+    assert safe["token"].tolist() == ["'=1+1", "'@SUM(A1)", "'-2", "'+3", "' =x", "the", "a=b"]
+    assert (safe["loss"] == -1.0).all()
 
 
 def test_latex_holds_the_cells_and_escapes(collection: Collection) -> None:

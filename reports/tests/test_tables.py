@@ -115,6 +115,29 @@ def test_repair_predictions(tmp_path: Path) -> None:
     assert frame.loc[0.25, "predicted_average"] < frame.loc[0, "predicted_average"]
 
 
+def test_repairs_stand_at_the_decays_they_share_under_their_models_name(tmp_path: Path) -> None:
+    for model in ("a", "b"):
+        for weight_decay in (0.0, 1.0):
+            make_run(tmp_path, weight_decay=weight_decay, seed=0, model=model)
+        make_run(tmp_path, weight_decay=1.0, seed=0, model=model, loss_weight_exponent=0.25)
+        make_run(tmp_path, weight_decay=1.0, seed=0, model=model, decay="matrices")
+    groups = collect([tmp_path]).groups
+    view = next(v for v in table_views(groups) if v.key == "table-repair")
+    assert [heading for heading, _ in view.bodies] == ["a at weight decay 1", "b at weight decay 1"]
+    for _, rows in view.bodies:
+        assert {row[0] for row in rows} == {
+            "g = 0, decay on all", "g = 0.25, decay on all", "g = 0, decay on matrices",
+        }  # fmt: skip
+
+
+def test_one_seed_has_a_gap_interval_over_tokens(tmp_path: Path) -> None:
+    make_run(tmp_path, weight_decay=1.0, seed=0)
+    (group,) = collect([tmp_path]).groups
+    view = next(v for v in table_views([group]) if v.key == "table-gap")
+    gap, half = (float(group[f"fairness_gap{end}"][0]) for end in ("", "_half_width"))
+    assert view.bodies[0][1][0][1] == f"{gap:.3f} ± {half:.3f}"
+
+
 def test_repair_without_a_baseline_predicts_nothing(tmp_path: Path) -> None:
     for exponent in (0.25, 0.5):
         make_run(tmp_path, weight_decay=1.0, seed=0, loss_weight_exponent=exponent)

@@ -1,0 +1,44 @@
+"""Child processes for a report on many runs: one pool, started once and kept until the end."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import torch
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+MOST_PROCESSES = 8  # each takes seconds to start and some 0.5 GB
+
+
+def parallel_map(
+    function: Callable[[Task], Result], tasks: Sequence[Task], *, worth: int
+) -> Iterator[Result]:
+    """`function` of each task, in order; in child processes if there are at least `worth` tasks.
+
+    Raises OSError where a child was ended from outside, as a machine out of memory does.
+    """
+    if len(tasks) < worth or (os.cpu_count() or 1) == 1:
+        yield from map(function, tasks)
+        return
+    try:
+        yield from _pool().map(function, tasks)
+    except BrokenProcessPool:
+        raise OSError("a child process of the report was ended (is the memory full?)") from None
+
+
+@functools.cache
+def _pool() -> ProcessPoolExecutor:
+    # Not forked: a copy of a process whose torch has threads may wait for them for ever.
+    return ProcessPoolExecutor(
+        min(os.cpu_count() or 1, MOST_PROCESSES),
+        multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
