@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 
 from frequency_bins import percentile, rare_share
 from reports.groups import (
+    REPAIRS,
     class_mean,
     corpus,
     count_range,
@@ -350,8 +351,7 @@ def repair(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
             }
             band = over_seeds(group, "bin_loss").sel(weight_decay=decay)
             _band(axis, _bin_middles(group), band, colour)
-            name = group.attrs["name"].partition(", ")[2] or "as it was"
-            label = f"{name}: average {mean['average_loss']:.3f}"
+            label = f"{_repair_name(group)}: average {mean['average_loss']:.3f}"
             label += f", balanced {mean['token_balanced_loss']:.3f}"
             axis.lines[-1].set_label(label)
             said.append(f"{group.attrs['name']} at weight decay {decay:g}: {label}")
@@ -359,7 +359,7 @@ def repair(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
         loss_axis(axis, 12 * highest)  # room for the key
         axis.set_xlabel("training count (log scale)")
         axis.set_title(f"{family[0].attrs['name']}, weight decay {decay:g}")
-        axis.legend(fontsize=8, loc="upper right", frameon=False)
+        axis.legend(fontsize=7.5, loc="upper right", frameon=False, handlelength=1.2, borderpad=0)
     axes[0].set_ylabel("loss (nats)")
     figure.caption = _caption(
         "Mean cross-entropy of the tokens in each frequency bin at the strongest weight decay, "
@@ -369,6 +369,13 @@ def repair(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     )
     figure.alt = "Loss by frequency bin with and without repair. " + "; ".join(said)
     return figure
+
+
+def _repair_name(group: xr.Dataset) -> str:
+    config = group.attrs["config"]
+    spared = config.get("decay") or REPAIRS["decay"]
+    name = f"g = {loss_weight_exponent(config):g}"
+    return name if spared == REPAIRS["decay"] else f"{name}, decay on {spared}"
 
 
 @styled
@@ -523,7 +530,10 @@ def critical_count(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     bands = [over_seeds(group, "critical_count") for group in groups]
     _decay_panels(axes, [[(band, "", RARE)] for band in bands])
     for axis, band in zip(axes, bands, strict=True):
+        named = _apart(band["weight_decay"].values, 0.14)
         for decay, mean in zip(band["weight_decay"].values, band["mean"].values, strict=True):
+            if decay not in named:
+                continue
             axis.annotate(
                 f"{mean:.3g}",
                 (decay, mean),
@@ -606,11 +616,11 @@ def _decay_panels(axes: Sequence[Axes], panels: Sequence[Lines]) -> None:
         label_ends(axis, ends)
 
 
-def _apart(places: np.ndarray) -> list[float]:
-    """The places that are far enough from the one before to be named."""
+def _apart(places: np.ndarray, least: float = 0.04) -> list[float]:
+    """The places that are far enough (of their whole span) from the one before to be named."""
     kept = [float(places[0])]
     for place in places[1:]:
-        if place - kept[-1] > 0.04 * (places[-1] - places[0]):
+        if place - kept[-1] > least * (places[-1] - places[0]):
             kept.append(float(place))
     return kept
 

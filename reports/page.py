@@ -89,7 +89,7 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
             runs=run_table(groups, collection.manifests),
             manifests=len(collection.manifests),
             environment=_environment_rows(collection),
-            configs=[_config_rows(group) for group in groups],
+            configs=_config_rows(groups),
             unfinished=collection.unfinished,
             problems=collection.problems,
             style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
@@ -262,12 +262,23 @@ def _environment_rows(collection: Collection) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _config_rows(group: xr.Dataset) -> tuple[str, list[tuple[str, str]]]:
-    config = group.attrs["config"]
+def _config_rows(groups: Sequence[xr.Dataset]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What all groups share, then for each what is its own, as (name, [(field, value)])."""
+    shown = [_config(group) for group in groups]
+    names = list(dict.fromkeys(name for config in shown for name in config))
+    shared = [n for n in names if len({config.get(n) for config in shown}) == 1]
+    parts = [("Every run", [(name, shown[0][name]) for name in shared])] if shared else []
+    for group, config in zip(groups, shown, strict=True):
+        own = [(name, value) for name, value in config.items() if name not in shared]
+        parts += [(display_text(group.attrs["name"]), own)] if own else []
+    return parts
+
+
+def _config(group: xr.Dataset) -> dict[str, str]:
     seeds = sorted(set(group["seed"].values.tolist()))
     swept = {
         "weight_decay": ", ".join(f"{decay:g}" for decay in weight_decays([group])),
         "seed": ", ".join(map(str, seeds)),
     }
-    rows = [(name, display_text(str(value))) for name, value in (config | swept).items()]
-    return display_text(group.attrs["name"]), rows
+    config = group.attrs["config"] | swept
+    return {name: display_text(str(value)) for name, value in config.items()}
