@@ -7,16 +7,25 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz mutants lint types clean
+.PHONY: demo test browser fuzz mutants lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m reports demo
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-test browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2
+
+# The page's tests need Chromium. Where apt-get may not install it they are skipped, and say so.
+browser:
+	@command -v chromium || command -v chromium-browser || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get && echo "Installing chromium ..." && \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		chromium fonts-dejavu-core >/dev/null; } || \
+		echo "no Chromium: the tests of the page in a browser will be skipped"
 
 fuzz: $(VENV)/installed-test
 	-$(PIP) --constraint constraints.txt --editable '.[fuzz]'
