@@ -101,12 +101,18 @@ def collect(folders: Sequence[Path]) -> Collection:
     tasks = [(run, manifest) for _, run, manifest in finished]
     results = parallel_map(_reduced, tasks, worth=PARALLEL_FROM)
     reduced: dict[tuple[str, str], list[xr.Dataset]] = {}
+    shared: dict[str, xr.Dataset] = {}
     for (folder, run, manifest), result in zip(finished, results, strict=True):
         if isinstance(result, str):
             problems.append(_problem(folder, run.folder, result))
             del found[run.id]
         else:
             dataset, digest = result
+            # One copy of what comparable runs share, above all the strings.
+            same = shared.setdefault(digest, dataset)
+            dataset = dataset.assign_coords(
+                {name: same[name].variable for name in ("label", "class_count")}
+            )
             reduced.setdefault((_settings(manifest["config"]), digest), []).append(dataset)
     unfinished = [_unfinished(*entry) for entry in found.values() if entry not in finished]
     return Collection(
@@ -163,7 +169,11 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
             "accuracy": ("class", accuracy),
             "learning_speed": ("class", speed),
             "test_accuracy": ("class", _last_test_accuracy(record)),
-            "trajectory": (("checkpoint", "class"), trajectory[picked].astype(np.float32)),
+            # For a line that one looks at: half precision will do, and above 100 nats is above.
+            "trajectory": (
+                ("checkpoint", "class"),
+                np.minimum(trajectory[picked], 100).astype(np.float16),
+            ),
             **_scalars(manifest["config"], counts, final_count, loss, accuracy),
             **_bin_variables(bins, loss, accuracy, speed),
         },

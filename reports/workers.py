@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ def parallel_map(
         yield from map(function, tasks)
         return
     try:
-        yield from _pool().map(function, tasks)
+        yield from _pool().map(functools.partial(_tidily, function), tasks)
     except BrokenProcessPool:
         raise OSError("a child process of the report was ended (is the memory full?)") from None
 
@@ -39,6 +40,17 @@ def _pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         min(os.cpu_count() or 1, MOST_PROCESSES),
         multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        initializer=_start,
     )
+
+
+def _tidily(function: Callable[[Task], Result], task: Task) -> Result:
+    try:
+        return function(task)
+    finally:
+        gc.collect()  # readers of files refer to themselves, and so keep a record's bytes
+
+
+def _start() -> None:
+    torch.set_num_threads(1)
+    gc.freeze()  # what is imported stays: later collections need not look at it
