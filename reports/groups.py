@@ -33,6 +33,8 @@ from frequency_bins import (
     token_balanced_accuracy,
     token_balanced_loss,
 )
+from frequency_bins.leases import Watch
+from frequency_bins.status import study_states
 from reports.workers import parallel_map
 from ufm import fit_critical_count
 
@@ -64,8 +66,9 @@ class Collection:
     """Everything that the studies hold: groups of comparable runs, and what is not in them.
 
     `groups`: datasets as `group_dataset` makes them, in the order of their names. `manifests`:
-    of every run that is in a group, by run id. `unfinished`: new, running, failed or diverged
-    runs, and those that the grid of weight decays and seeds lacks. `problems`: unreadable files.
+    of every run that is in a group, by run id. `unfinished`: new, running, lost, failed or
+    diverged runs, and those that the grid of weight decays and seeds lacks. `problems`:
+    unreadable files.
     """
 
     studies: tuple[str, ...]
@@ -83,11 +86,15 @@ def collect(folders: Sequence[Path]) -> Collection:
     """
     found: dict[str, tuple[Path, Run, dict[str, Any]]] = {}
     problems: list[RunNote] = []
+    lost: dict[str, str] = {}
     for folder in folders:
         study = read_study(folder, check_records=False)
         if not (study.runs or study.unfinished or study.problems):
             raise ValueError(f"{folder} is not a study: it holds no runs; expected runs/<study>")
         problems += [_problem(folder, path, reason) for path, reason in study.problems]
+        if study.unfinished:
+            states = study_states(folder, Watch())
+            lost |= {state.run.id: state.note for state in states if state.status == "lost"}
         for run in (*study.runs, *study.unfinished):
             try:
                 manifest = run.manifest
@@ -114,7 +121,7 @@ def collect(folders: Sequence[Path]) -> Collection:
                 {name: same[name].variable for name in ("label", "class_count")}
             )
             reduced.setdefault((_settings(manifest["config"]), digest), []).append(dataset)
-    unfinished = [_unfinished(*entry) for entry in found.values() if entry not in finished]
+    unfinished = [_unfinished(*entry, lost) for entry in found.values() if entry not in finished]
     return Collection(
         studies=tuple(folder.resolve().name for folder in folders),
         groups=_named([_group(key[0], reduced.pop(key)) for key in list(reduced)]),
@@ -494,12 +501,14 @@ def _missing(configs: Iterable[Mapping[str, Any]]) -> list[RunNote]:
     return notes
 
 
-def _unfinished(folder: Path, run: Run, manifest: Mapping[str, Any]) -> RunNote:
+def _unfinished(
+    folder: Path, run: Run, manifest: Mapping[str, Any], lost: Mapping[str, str]
+) -> RunNote:
     return RunNote(
-        status=manifest["status"],
+        status="lost" if run.id in lost else manifest["status"],
         what=_what(manifest["config"]),
         path=f"{folder.name}/{run.id}",
-        reason=str(manifest.get("error") or ""),
+        reason=lost.get(run.id) or str(manifest.get("error") or ""),
     )
 
 

@@ -40,6 +40,7 @@
     return made;
   }
   function search(words, text) {
+    if (!text) return words.order;
     const wanted = fold(text), exact = [], starts = [], holds = [];
     for (const i of words.order) {
       const label = words.folded[i], bare = label.replace(/^\u2423/, "");

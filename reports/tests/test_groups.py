@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frequency_bins import read_study
+from frequency_bins import attempt, read_study
 from reports.groups import Collection, collect, count_range, display_label, end_bins, over_seeds
 from reports.tests.studies import HOSTILE, make_run, make_study
 
@@ -126,12 +126,20 @@ def test_unfinished_and_missing_runs_are_listed(collection: Collection) -> None:
     notes = {(note.status, note.what, note.reason) for note in collection.unfinished}
     name = "openelm-tiny, weight decay"
     assert ("diverged", f"{name} 2, seed 0", "loss is not finite at step 70") in notes
-    assert ("running", f"{name} 0.3, seed 2", "") in notes
+    (why,) = (note.reason for note in collection.unfinished if note.status == "lost")
+    assert ("lost", f"{name} 0.3, seed 2", why) in notes
+    assert why.endswith("is gone")
     assert {note for note in notes if note[0] == "missing"} == {
         ("missing", f"{name} {cell}", "")
         for cell in ("0, seed 2", "1, seed 2", "2, seed 1", "2, seed 2")
     }
     assert not collection.problems
+
+
+def test_a_run_that_somebody_holds_is_running(tmp_path: Path) -> None:
+    run = make_run(tmp_path, weight_decay=0.0, seed=0, status="running")
+    with attempt(run):
+        assert [note.status for note in collect([tmp_path]).unfinished] == ["running"]
 
 
 def test_unreadable_files_are_named_and_kept(tmp_path: Path) -> None:
