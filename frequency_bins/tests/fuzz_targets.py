@@ -21,7 +21,12 @@ from frequency_bins.runs import json_document, run_id
 from frequency_bins.saved_state import read_state, restore
 from frequency_bins.status import study_states, summary
 from frequency_bins.tests.fuzzing import Canary, Reader, Target
-from frequency_bins.tests.mutations import mutate_bytes, mutate_json, mutate_lines, mutate_zip
+from frequency_bins.tests.mutations import (
+    mutate_in_place,
+    mutate_json,
+    mutate_lines,
+    mutate_zip,
+)
 from frequency_bins.tests.test_runs import record
 
 CONFIG = {"model": "tiny", "weight_decay": 0.1, "seed": 0, "steps": 30, "betas": [0.9, 0.95]}
@@ -152,7 +157,7 @@ def _mutate_record(content: bytes, random: object) -> bytes:
     assert isinstance(random, Random)
     if random.random() < 0.02:
         content = random.choice(TRAPS)
-    return mutate_bytes(content, random)
+    return mutate_in_place(content, random)
 
 
 TRAPS = _traps()

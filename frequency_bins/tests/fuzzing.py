@@ -244,7 +244,13 @@ def _guided(target: Target, pool: list[bytes], one: Reader, seed: int) -> None:
         for number, content in enumerate(pool):
             Path(corpus, str(number)).write_bytes(content)
         most = 4 * max(map(len, pool)) + 4096
-        options = [f"-max_len={most}", f"-timeout={TIME_LIMIT}", "-rss_limit_mb=0", "-verbosity=0"]
+        options = [
+            f"-max_len={most}",
+            "-len_control=0",
+            f"-timeout={TIME_LIMIT}",
+            "-rss_limit_mb=0",
+            "-verbosity=0",
+        ]
         options += [f"-seed={seed}", f"-artifact_prefix={FINDINGS}/", corpus]
         atheris.Setup(["fuzz", *options], lambda c: one(c) and None, custom_mutator=mutate)
         atheris.Fuzz()

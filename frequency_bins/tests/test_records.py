@@ -162,6 +162,18 @@ def test_whole_hdf5_that_means_harm(name: str) -> None:
     assert "UnboundLocalError" not in str(caught.value)
 
 
+def test_an_attribute_that_claims_to_be_long_is_not_believed() -> None:
+    content = record_bytes(record())
+    entry = (1).to_bytes(4, "little") + content.find(b"GCOL").to_bytes(8, "little")
+    assert content.count(entry) > 5  # a list of one dimension each
+    claimed = (2**26).to_bytes(4, "little") + entry[4:]
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="an attribute of 67108864 values"):
+        from_bytes(content.replace(entry, claimed))
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
 def test_a_bomb_in_a_chunk_is_not_inflated() -> None:
     content = record_bytes(record())
     with h5py.File(io.BytesIO(content)) as file:

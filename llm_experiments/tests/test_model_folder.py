@@ -82,6 +82,8 @@ def _pickled(folder: Path) -> None:
         (_set("tokenizer_config.json", vocab_file="/etc/passwd"), "vocab_file is '/etc/passwd'"),
         (_sharded("../outside.safetensors"), "not the name of a .safetensors file"),
         (_sharded("/etc/passwd"), "not the name of a .safetensors file"),
+        (_sharded("/outside.safetensors"), "not the name of a .safetensors file"),
+        (_sharded("x/../../outside.safetensors"), "not the name of a .safetensors file"),
         (_sharded("pytorch_model.bin"), "not the name of a .safetensors file"),
         (_sharded("x.safetensors", metadata=None), "no weight_map or no metadata"),
         (_pickled, "holds no model.safetensors"),
