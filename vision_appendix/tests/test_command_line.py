@@ -23,7 +23,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_plan_sweep_and_sweep_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    grid = [*TINY, "--weight-decay", "0", "0.5", "--seed", "0", "--runs-dir", str(tmp_path), "--study", "s"]
+    grid = [*TINY, "--weight-decay", "0", "0.5", "--seed", "0"]
+    grid += ["--runs-dir", str(tmp_path), "--study", "s"]
     assert main(["plan", *grid]) == 0
     out = capsys.readouterr().out
     assert "exponential:0.1, weight decay 0.5, seed 0" in out
