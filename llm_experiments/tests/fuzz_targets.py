@@ -13,7 +13,8 @@ import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,8 @@ from llm_experiments.audit import load
 from llm_experiments.configs import DataConfig
 from llm_experiments.corpora import load_corpus
 from llm_experiments.models.openelm import OpenELMConfig
-from llm_experiments.preparation import load_prepared, prepare
+from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
+from llm_experiments.starting_point import load_weights
 from llm_experiments.tokenization import SPECIAL_TOKENS, train_tokenizer
 
 transformers.logging.set_verbosity(logging.CRITICAL)
@@ -197,6 +199,29 @@ def _model_reader(name: str) -> Callable[[Path], Reader]:
     return make
 
 
+def _start_reader(name: str) -> Callable[[Path], Reader]:
+    """The same files as weights to start from."""
+
+    def make(folder: Path) -> Reader:
+        place = folder / "checkpoint"
+        place.mkdir()
+        for other, content in _models()["openelm"].items():
+            (place / other).write_bytes(content)
+        config = _configs()["openelm"]
+        (place / "tokenizer.json").unlink()
+        corpus = cast(PreparedCorpus, SimpleNamespace(vocab_size=270))
+
+        def read(content: bytes) -> None:
+            (place / name).write_bytes(content)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+            load_weights(model, place, corpus)
+            model(torch.tensor([[1, 2]]))
+
+        return read
+
+    return make
+
+
 def _mutate_config(content: bytes, generator: random.Random) -> bytes:
     """Now and then with what is there to run code, or to read from elsewhere."""
     if generator.random() > 0.1:
@@ -279,6 +304,17 @@ TARGETS = [
             ("tokenizer.json", mutate_json),
             ("tokenizer_config.json", _mutate_config),
         )
+    ),
+    *(
+        Target(
+            f"start {file}",
+            lambda file=file: [_models()["openelm"][file]],
+            _start_reader(file),
+            "checkpoint",
+            how,
+            (*_MODEL, "llm_experiments.starting_point"),
+        )
+        for file, how in (("config.json", _mutate_config), ("model.safetensors", _mutate_weights))
     ),
     Target("model index.json", _indices, _index_reader, "checkpoint", _mutate_index, _MODEL),
 ]
