@@ -246,7 +246,7 @@ def lead(group: Group) -> Iterator[GroupPool]:
     finally:
         if pool.in_step:
             group.tell(None)
-            dist.destroy_process_group()
+            _part()
 
 
 def follow(group: Group, do: Callable[[Any, Follower], None]) -> None:
@@ -265,12 +265,22 @@ def follow(group: Group, do: Callable[[Any, Follower], None]) -> None:
             while (message := group.tell(None)) is not None:
                 order, folders = message
                 do(order, Follower(folders))
-            dist.destroy_process_group()
+        _part()
     except GroupBroken:
         raise SystemExit(1) from None
     except Exception as error:
         here = f"process {group.rank} of {group.size}"
         raise ValueError(f"{here}: {error_line(error)}") from error
+
+
+def _part() -> None:
+    """End the group once every process knows that it ends; who closes first is of no matter then.
+
+    Without waiting, the first process could close a connection before its last word is read.
+    """
+    with contextlib.suppress(RuntimeError):
+        dist.barrier()
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager
