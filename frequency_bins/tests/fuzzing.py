@@ -236,6 +236,9 @@ def _guided(target: Target, pool: list[bytes], one: Reader, seed: int) -> None:
 
     def mutate(content: bytes, most: int, number: int) -> bytes:
         generator = random.Random(number)
+        # Half the time from a seed, or from what gave a new message, which lines do not tell.
+        if generator.random() < 0.5:
+            content = generator.choice(pool)
         if generator.random() < 0.3:
             return atheris.Mutate(content, most)
         return target.mutate(content, generator)[:most]
@@ -252,7 +255,11 @@ def _guided(target: Target, pool: list[bytes], one: Reader, seed: int) -> None:
             "-verbosity=0",
         ]
         options += [f"-seed={seed}", f"-artifact_prefix={FINDINGS}/", corpus]
-        atheris.Setup(["fuzz", *options], lambda c: one(c) and None, custom_mutator=mutate)
+        atheris.Setup(
+            ["fuzz", *options],
+            lambda content: pool.append(content) if one(content) else None,
+            custom_mutator=mutate,
+        )
         atheris.Fuzz()
 
 

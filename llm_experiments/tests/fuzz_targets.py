@@ -280,6 +280,7 @@ def _mutate_index(content: bytes, generator: random.Random) -> bytes:
     return mutate_json(content, generator)
 
 
+_CORPORA = ("llm_experiments.corpora",)
 _CACHE = ("llm_experiments.preparation", "llm_experiments.tokenization", "numpy.lib._format_impl")
 _MODEL = ("llm_experiments.model_folder", "llm_experiments.audit", "llm_experiments.models.openelm")
 _mutate_weights = with_header(mutate_json)
@@ -292,8 +293,10 @@ TARGETS = [
             ("tokenizer.json", lambda: [_prepared()["tokenizer.json"]], mutate_json),
         )
     ),
-    Target("corpus .txt", lambda: [_TEXT.encode(), b"a"], _text_reader, "data", mutate_bytes),
-    Target("corpus .parquet", _parquets, _parquet_reader, "fuzz-", mutate_in_place),
+    Target(
+        "corpus .txt", lambda: [_TEXT.encode(), b"a"], _text_reader, "data", mutate_bytes, _CORPORA
+    ),
+    Target("corpus .parquet", _parquets, _parquet_reader, "fuzz-", mutate_in_place, _CORPORA),
     *(
         Target(
             f"model {name}", _model_files(name), _model_reader(name), "checkpoint", mutate, _MODEL
