@@ -343,7 +343,7 @@ def main() -> int:
         )
         findings |= tally.findings
     for what, kept in findings.items():
-        print(f"\n{kept}: {what}")
+        print(f"\n{kept}: {what}".encode("ascii", "backslashreplace").decode())
     return 1 if findings else 0
 
 
