@@ -26,6 +26,7 @@ from typing import Any
 import xarray as xr
 
 from frequency_bins.command_line import USER_ERRORS, one_line
+from frequency_bins.devices import is_out_of_memory
 from frequency_bins.leases import (
     Lease,
     LeaseLost,
@@ -193,8 +194,8 @@ def attempt(run: Run, *, dead: int = 0) -> Iterator[Attempt]:
 def error_line(error: BaseException) -> str:
     """What went wrong on one line: with the error's type where it is a bug and no bad input."""
     name, line = type(error).__name__, one_line(error)
-    if name == "OutOfMemoryError":
-        return f"the GPU is out of memory: lower the batch size ({line[:200]})"
+    if is_out_of_memory(error):
+        return f"out of memory: lower --batch-size or --runs-in-parallel ({line[:200]})"
     return line if isinstance(error, (*USER_ERRORS, Diverged, Stopped)) else f"{name}: {line}"
 
 

@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU or the machine has no more memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # torch has no type of its own for the memory of the CPU.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def resolve_device(name: str) -> torch.device:
     """The device of a name. Raises ValueError for a GPU that is not there."""
     if name == "auto":

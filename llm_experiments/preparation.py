@@ -87,7 +87,7 @@ def prepare(config: DataConfig) -> PreparedCorpus:
         OSError: a cache folder that cannot be written.
     """
     folder = config.cache_dir / _cache_key(config)
-    if (folder / "meta.json").is_file():
+    if folder.exists():
         try:
             return load_prepared(folder)
         except ValueError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from frequency_bins.attempts import TERMINATED, Attempt, Diverged, Stopped, attempt, error_line
+from frequency_bins.devices import is_out_of_memory
 from frequency_bins.leases import RunInUse
 from frequency_bins.runs import Run
 
@@ -76,7 +77,7 @@ def do(task: Task, dead: int = 0) -> Outcome:
         seconds = time.perf_counter() - begin
         return Outcome(status="diverged", error=error_line(error), seconds=seconds)
     except Exception as error:
-        is_users = isinstance(error, OSError | ValueError) or "OutOfMemory" in type(error).__name__
+        is_users = isinstance(error, OSError | ValueError) or is_out_of_memory(error)
         if not is_users:
             traceback.print_exc()
         return Outcome(

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from frequency_bins import Run, read_study
+from frequency_bins.attempts import Attempt
+from frequency_bins.executors.tasks import Task, do
 from llm_experiments.__main__ import main
+from llm_experiments.configs import DataConfig, SweepConfig
+from llm_experiments.sweep import create_tasks
 
 SMALL = ["sweep", "--corpus", "text", "--vocab-size", "300", "--context", "16"]
 
@@ -32,6 +42,7 @@ SMALL = ["sweep", "--corpus", "text", "--vocab-size", "300", "--context", "16"]
         (["sweep", "--dropout", "1"], ["dropout", "1", "less than 1"]),
         (["sweep", "--label-smoothing", "-0.1"], ["label_smoothing", "-0.1", "at least 0"]),
         (["sweep", "--device", "tpu"], ["tpu", "cuda"]),
+        (["sweep", "--device", "cuda"], ["cuda", "no usable GPU"]),
         (["sweep", "--study", "../x"], ["../x"]),
         (["sweep", "--no-such-option"], ["--no-such-option"]),
         (["sweep", "--corpus", "text"], ["--data-dir"]),
@@ -51,6 +62,7 @@ def test_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(arguments) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
@@ -86,3 +98,78 @@ def test_an_output_folder_that_cannot_be_written(
     (error,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert str(tmp_path / "file") in error
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def more_than_there_is(attempt: Attempt, argument: object) -> None:
+    torch.empty(2**50)
+
+
+def test_out_of_memory_says_which_setting_to_lower(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, {"model": "m"})
+    task = Task(folder=run.folder, work=more_than_there_is, argument=None, steps=1, label="m")
+    outcome = do(task)
+    assert (outcome.status, outcome.is_users) == ("failed", True)
+    assert outcome.error.startswith("out of memory: lower --batch-size")
+    assert len(outcome.error.splitlines()) == 1
+    assert run.status == "failed"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk))
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    yield disk
+    subprocess.run(("umount", "--lazy", str(disk)), check=True)
+
+
+@pytest.mark.parametrize("option", ["--runs-dir", "--cache-dir"])
+def test_a_full_disk_leaves_nothing_half_written(
+    small_disk: Path,
+    tmp_path: Path,
+    text_folder: Path,
+    option: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = {"--runs-dir": tmp_path / "runs", "--cache-dir": tmp_path / "cache"}
+    paths[option] = small_disk / "here"
+    if option == "--cache-dir":
+        with contextlib.suppress(OSError), (small_disk / "filling").open("wb", 0) as file:
+            while True:
+                file.write(b"x" * 4096)
+    given = [word for name, path in paths.items() for word in (name, str(path))]
+    size = ["--num-sequences", "24", "--steps", "4", "--batch-size", "2", "--evaluate-every", "1"]
+    one = ["--model", "openelm-tiny", "--weight-decay", "0", "--loss-weight-exponent", "0"]
+    assert main([*SMALL, *size, *one, "--data-dir", str(text_folder), *given]) != 0
+    said = capsys.readouterr()
+    assert "No space left on device" in said.err + said.out
+    left = [path.name for path in paths[option].rglob("*")] if paths[option].exists() else []
+    assert not [name for name in left if "partial" in name or name == "classes.nc"]
+    if (tmp_path / "runs").exists() or option == "--runs-dir":
+        study = paths["--runs-dir"] / "demo-text"
+        assert not study.exists() or not read_study(study).runs
+
+
+def test_a_changed_corpus_is_another_run(tmp_path: Path, text_folder: Path) -> None:
+    """So nothing is added to a run of the old text, finished or not."""
+    shutil.copytree(text_folder, tmp_path / "text")
+    text = {"corpus": "text", "data_dir": tmp_path / "text", "vocab_size": 300, "context": 16}
+    grid = SweepConfig(
+        study="s",
+        runs_dir=tmp_path / "runs",
+        models=("openelm-tiny",),
+        weight_decays=(0.0,),
+        data=DataConfig(**text, cache_dir=tmp_path / "cache"),
+    )
+    (old,) = create_tasks(grid)
+    before = (old.folder / "manifest.json").read_bytes()
+    with (tmp_path / "text/part-0.txt").open("a") as file:
+        file.write("\n\nanother paragraph, written afterwards, of a few words more")
+    (new,) = create_tasks(grid)
+    assert new.folder != old.folder
+    hashes = {Run(task.folder).config["data_hash"] for task in (old, new)}
+    assert len(hashes) == 2
+    assert (old.folder / "manifest.json").read_bytes() == before

@@ -111,15 +111,27 @@ def test_a_changed_corpus_is_another_entry(tmp_path: Path, data: DataConfig) -> 
     assert before.data_hash != after.data_hash
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut short", "empty", "gone"])
 @pytest.mark.parametrize("name", ["tokens.npy", "tokenizer.json", "meta.json"])
 def test_a_damaged_entry_is_named_and_built_again(
-    data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    data: DataConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    damage: str,
 ) -> None:
     data = replace(data, cache_dir=tmp_path)
     first = prepare(data)
-    content = bytearray((first.folder / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (first.folder / name).write_bytes(content)
+    path = first.folder / name
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    if damage == "gone":
+        path.unlink()
+    elif damage == "flipped":
+        content[half] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: half if damage == "cut short" else 0])
     again = prepare(data)
     assert again.data_hash == first.data_hash
     assert str(first.folder) in capsys.readouterr().err
