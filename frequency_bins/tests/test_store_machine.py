@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -81,8 +81,8 @@ class Store(RuleBasedStateMachine):
         kept = [s for s in model["steps"] if s <= step]
         added: list[int] = []
         with contextlib.suppress(OSError, Stopped), failing(fault), attempt(run) as new:
-            newest = new.folders()[1] if len(new.folders()) > 2 else None
-            new.resume(step, newest if kept else None)
+            earlier = [f for f in new.folders()[1:] if (f / "scalars.jsonl").exists()]
+            new.resume(step, earlier[0] if kept else None)
             for next_step in range(step + 1, step + 1 + more):
                 new.append_scalars({"step": next_step})
                 added.append(next_step)
@@ -133,5 +133,10 @@ class Store(RuleBasedStateMachine):
 
 TestStore = Store.TestCase
 TestStore.settings = settings(
-    max_examples=10, stateful_step_count=12, deadline=None, derandomize=True, database=None
+    max_examples=10,
+    stateful_step_count=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
 )
