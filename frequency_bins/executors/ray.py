@@ -56,8 +56,10 @@ class RayPool:
             error = done.exception()
             if error is None:
                 future.set_result(done.result())
-            elif isinstance(error, self._ray.exceptions.RayTaskError):
-                future.set_exception(error)
+            elif isinstance(error, self._ray.exceptions.RayTaskError):  # `do` itself never raises
+                last = str(error).strip().splitlines()[-1]
+                reason = f"a Ray worker cannot do runs ({last}); expected this package on all nodes"
+                future.set_exception(ValueError(reason))
             else:  # what Ray raises for processes and nodes that died
                 first = str(error).strip().splitlines()[0]
                 future.set_exception(WorkerDied(f"{type(error).__name__}: {first}"))
