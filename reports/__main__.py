@@ -69,7 +69,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Run the demo sweep (finished runs are kept), then build its page."""
+    """Run the demo's sweeps (finished runs are kept), then build their page."""
 
     out: Path | None = None
     """Where the page goes; by default report.html in the study's folder."""
@@ -150,18 +150,21 @@ def prompt(options: Prompt) -> int:
 
 
 def demo(options: Demo) -> int:
-    """Run the demo sweep and build its page."""
+    """Run the demo's sweeps, of language models and of images, and build their page."""
     # Here, so that `build` needs neither transformers nor its seconds of import.
-    from llm_experiments.recipes import demo as demo_recipe
-    from llm_experiments.sweep import EARLIER, sweep
+    from llm_experiments import recipes, sweep
+    from vision_appendix.recipes import digits
+    from vision_appendix.sweep import sweep as sweep_images
 
-    grids = demo_recipe()
-    counts = sweep(*grids)
+    grids, images = recipes.demo(), digits()
+    counts = (sweep.sweep(*grids), sweep_images(images))
     page = _file(options.out, grids[0].study_folder / "report.html")
-    if page.exists() and not any(n for status, n in counts.items() if status != EARLIER):
+    done = [status for swept in counts for status, number in swept.items() if number]
+    if page.exists() and set(done) <= {sweep.EARLIER}:
         print(page)
         return 0
-    return build(Build(studies=(grids[0].study_folder,), out=page))
+    studies = (grids[0].study_folder, images.runs_dir / images.study)
+    return build(Build(studies=studies, out=page))
 
 
 def _beside(studies: Sequence[Path], out: Path | None) -> Path:

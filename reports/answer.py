@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from reports.groups import count_range, end_bins, over_seeds, weight_decays
+from reports.tables import class_falls
 from reports.wording import worded
 
 
@@ -59,6 +60,34 @@ def answer(groups: Sequence[xr.Dataset]) -> Answer:
             changes=(),
         )
     return Answer(sentence="No answer yet: no run of this study is finished.", changes=())
+
+
+def image_answer(groups: Sequence[xr.Dataset]) -> str:
+    """What happened to images: the two claims of the paper's Figure 9, each shown or not; or ""."""
+    falls = class_falls(*groups)
+    if not len(falls):
+        return ""
+    said = []
+    for name, part in falls.groupby("runs", sort=False):
+        if part["balanced"].all():
+            last = part.iloc[-1]
+            said.append(
+                f"with as many images of every class ({name}), weight decay "
+                f"{last['weight_decay']:g} changed their test accuracies by between "
+                f"{-last['most']:+.0f} and {-last['least']:+.0f} points"
+            )
+            continue
+        paid = part[part["difference"] > part["difference_half_width"].fillna(np.inf)]
+        row = (paid if len(paid) else part.iloc[-1:]).iloc[0]
+        verb = "had fallen" if len(paid) else "had not clearly fallen"
+        band = row["difference_half_width"]
+        width = f" ± {band:.0f}" if np.isfinite(band) else ""
+        said.append(
+            f"with few images of some ({name}), the three rarest classes {verb} further than the "
+            f"three most frequent at weight decay {row['weight_decay']:g}, by "
+            f"{row['difference']:.0f}{width} points of test accuracy"
+        )
+    return f"In images: {'; '.join(said)}."
 
 
 def _change(group: xr.Dataset) -> Change:

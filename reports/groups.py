@@ -35,6 +35,7 @@ from frequency_bins import (
 )
 from frequency_bins.leases import Watch
 from frequency_bins.status import study_states
+from reports.wording import is_of_text
 from reports.workers import parallel_map
 from ufm import fit_critical_count
 
@@ -442,7 +443,13 @@ def _settings(config: Mapping[str, Any]) -> str:
 
 
 def _named(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
-    """Groups in order of names that tell them apart: the model, then whatever field differs."""
+    """Text before images, each in order of names that tell its groups apart."""
+    images = [group for group in groups if not is_of_text(group)]
+    return *_named_alike([g for g in groups if is_of_text(g)]), *_named_alike(images)
+
+
+def _named_alike(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
+    """Groups in order of their names: the model, then whatever field differs."""
     configs = [group.attrs["config"] for group in groups]
     names = [str(config.get("model", "model")) for config in configs]
     fields = sorted(

@@ -21,7 +21,7 @@ import xarray as xr
 from markupsafe import Markup
 
 from reports import figures
-from reports.answer import answer
+from reports.answer import answer, image_answer
 from reports.groups import (
     MOST_NAMED_CLASSES,
     PARALLEL_FROM,
@@ -32,10 +32,10 @@ from reports.groups import (
     weight_decays,
 )
 from reports.style import DARK, STYLE, ReportFigure, dark_decay_colours, decay_colours
-from reports.table_views import TableView, run_table, table_views, verdict_view
+from reports.table_views import TableView, falls_view, run_table, table_views, verdict_view
 from reports.tables import families, unrepaired
 from reports.token_search import pack
-from reports.wording import worded
+from reports.wording import is_of_text, worded
 from reports.workers import parallel_map
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -51,6 +51,7 @@ FIGURES: tuple[Callable[..., ReportFigure], ...] = (
     figures.figure_5,
 )
 CORPUS_FIGURES = (figures.figure_8, figures.figure_3a)
+_Themes = tuple[tuple[Sequence[float], str], tuple[Sequence[float], str]]
 Drawing = tuple[Callable[..., ReportFigure], tuple[xr.Dataset, ...]]
 ENVIRONMENT_FIELDS = ("device", "git_commit", "data_hash", "command")
 
@@ -74,18 +75,21 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
     Works with no finished run at all: it then lists what there is.
     """
     groups = collection.groups
-    decays = weight_decays(groups)
+    main, images = by_kind(groups)
+    tested = _with_test_accuracy(images)
+    tables = table_views(main)
+    tables += [falls_view(tested)] if image_answer(tested) else []
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return (
         _environment(groups)
         .get_template("page.html")
         .render(
             studies=[display_text(study) for study in collection.studies],
-            answer=answer(groups),
+            answer=answer(main),
+            more=image_answer(tested),
             figures=figure_views(groups),
-            tables=[*first_tables, *table_views(groups), *([verdict_view()] if groups else [])],
-            search=pack(groups) if groups else None,
-            decays=decays,
+            tables=[*first_tables, *tables, *([verdict_view()] if groups else [])],
+            search=pack(main) if groups else None,
             runs=run_table(groups, collection.manifests),
             manifests=len(collection.manifests),
             environment=_environment_rows(collection),
@@ -93,39 +97,51 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
             unfinished=collection.unfinished,
             problems=collection.problems,
             style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-            colours=Markup(_colour_variables(decays)),
+            colours=Markup(_colour_variables(groups)),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
 
 
+def by_kind(groups: Sequence[xr.Dataset]) -> tuple[Sequence[xr.Dataset], Sequence[xr.Dataset]]:
+    """The groups that the page is about, and those of images; where there is no text, the same."""
+    images = [group for group in groups if not is_of_text(group)]
+    return [group for group in groups if is_of_text(group)] or images, images
+
+
 def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     """The figures that these groups have the data for, each with the groups it shows."""
     if not groups:
         return []
+    tested = _with_test_accuracy(groups)
+    groups, images = by_kind(groups)
     corpora = _distinct_corpora(groups)
     damaged = tuple(unrepaired(groups))
     found: list[Drawing] = [(draw, damaged) for draw in FIGURES]
     if families(groups):
         members = tuple(group for family in families(groups) for group in family)
         found.insert(3, (figures.repair, members))
+    place = len(found)
     found += [(draw, corpora) for draw in CORPUS_FIGURES]
     if len({group.sizes["class"] for group in corpora}) > 1:
         found.append((figures.figure_3b, corpora))
-    tested = tuple(
+    if tested:
+        # First on a page of its own kind; else after the text's damage, theory and repair.
+        found.insert(place if images and groups is not images else 0, (figures.figure_9, tested))
+    return found
+
+
+def _with_test_accuracy(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
+    return tuple(
         group
         for group in groups
         if group.sizes["class"] <= MOST_NAMED_CLASSES and group["test_accuracy"].notnull().any()
     )
-    if tested:
-        found.insert(0, (figures.figure_9, tested))
-    return found
 
 
 def figure_views(groups: Sequence[xr.Dataset]) -> list[FigureView]:
     """Every figure of the page, drawn for both widths; in child processes if the runs are many."""
-    decays = weight_decays(groups)
     many = sum(group.sizes["run"] for group in groups) >= PARALLEL_FROM
     with tempfile.TemporaryDirectory() as folder:
         found: list[Drawing] | Path = drawings(groups)
@@ -134,13 +150,15 @@ def figure_views(groups: Sequence[xr.Dataset]) -> list[FigureView]:
             light = [for_drawing(group) for group in groups]
             (path := Path(folder) / "drawings").write_bytes(pickle.dumps(drawings(light)))
             found = path
-        tasks = [(found, place, decays) for place in range(number)]
+        themes = _themes(groups)
+        tasks = [(found, place, themes) for place in range(number)]
         return list(parallel_map(_figure_view, tasks, worth=1 if many else number + 1))
 
 
-def _figure_view(task: tuple[list[Drawing] | Path, int, Sequence[float]]) -> FigureView:
-    found, place, decays = task
+def _figure_view(task: tuple[list[Drawing] | Path, int, _Themes]) -> FigureView:
+    found, place, themes = task
     draw, shown = (_stored_drawings(found) if isinstance(found, Path) else found)[place]
+    decays, prefix = themes[all(not is_of_text(group) for group in shown)]
     wide, narrow = draw(*shown), draw(*shown, narrow=True)
     key = draw.__name__.replace("_", "-")
     return FigureView(
@@ -148,8 +166,8 @@ def _figure_view(task: tuple[list[Drawing] | Path, int, Sequence[float]]) -> Fig
         name=wide.name,
         title=wide.title,
         caption=wide.caption,
-        wide=inline_svg(wide, f"{key}-w", decays),
-        narrow=inline_svg(narrow, f"{key}-n", decays),
+        wide=inline_svg(wide, f"{key}-w", decays, prefix),
+        narrow=inline_svg(narrow, f"{key}-n", decays, prefix),
         full_width=wide.get_figwidth() > 5,
     )
 
@@ -160,7 +178,9 @@ def _stored_drawings(path: Path) -> list[Drawing]:
     return found
 
 
-def inline_svg(figure: ReportFigure, key: str, decays: Sequence[float]) -> Markup:
+def inline_svg(
+    figure: ReportFigure, key: str, decays: Sequence[float], prefix: str = "--wd"
+) -> Markup:
     """A figure as an SVG element: colours follow the page's theme, ids are this figure's alone."""
     buffer = io.StringIO()
     style = STYLE | {"svg.fonttype": "none", "svg.hashsalt": key}
@@ -174,7 +194,7 @@ def inline_svg(figure: ReportFigure, key: str, decays: Sequence[float]) -> Marku
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in referred else "", svg)
     svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>{key}-", svg)
     svg = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', _svg_tag(figure), svg, count=1)
-    for colour, name in _theme(decays).items():
+    for colour, name in _theme(decays, prefix).items():
         svg = svg.replace(f": {colour}", f": var({name})")
     return Markup(svg)
 
@@ -213,21 +233,34 @@ def _svg_tag(figure: ReportFigure) -> Callable[[re.Match[str]], str]:
     return tag
 
 
-def _theme(decays: Sequence[float]) -> dict[str, str]:
+def _themes(groups: Sequence[xr.Dataset]) -> _Themes:
+    """Weight decays, and the prefix of their colours' CSS variables: of the page, and of images."""
+    main, images = by_kind(groups)
+    of_page = weight_decays(main), "--wd"
+    return of_page, of_page if main is images else (weight_decays(images), "--image-wd")
+
+
+def _theme(decays: Sequence[float], prefix: str = "--wd") -> dict[str, str]:
     """The CSS variable for each colour of the light theme."""
     names = {colour: f"--c{place}" for place, colour in enumerate(DARK)}
     return names | {
-        colour: f"--wd{place}" for place, colour in enumerate(decay_colours(decays).values())
+        colour: f"{prefix}{place}" for place, colour in enumerate(decay_colours(decays).values())
     }
 
 
-def _colour_variables(decays: Sequence[float]) -> str:
-    light = _theme(decays)
-    ramp = zip(decay_colours(decays).values(), dark_decay_colours(decays).values(), strict=True)
-    dark = DARK | dict(ramp)
-    declared = "".join(f"{name}:{colour};" for colour, name in light.items())
-    twins = "".join(f"{name}:{dark[colour]};" for colour, name in light.items())
-    return f":root{{{declared}}}@media (prefers-color-scheme:dark){{:root{{{twins}}}}}"
+def _colour_variables(groups: Sequence[xr.Dataset]) -> str:
+    light: dict[str, str] = {}
+    dark: dict[str, str] = {}
+    for decays, prefix in _themes(groups):
+        ramp = zip(decay_colours(decays).values(), dark_decay_colours(decays).values(), strict=True)
+        twins = DARK | dict(ramp)
+        for colour, name in _theme(decays, prefix).items():
+            light[name], dark[name] = colour, twins[colour]
+    day, night = (
+        "".join(f"{name}:{colour};" for name, colour in variables.items())
+        for variables in (light, dark)
+    )
+    return f":root{{{day}}}@media (prefers-color-scheme:dark){{:root{{{night}}}}}"
 
 
 def _distinct_corpora(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:

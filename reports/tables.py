@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from frequency_bins import seed_band
 from reports.groups import (
     REPAIRS,
     count_range,
@@ -75,6 +76,41 @@ def fairness_gap(*groups: xr.Dataset) -> pd.DataFrame:
         frame = _frame(group, over_seeds(group, "fairness_gap"))
         frames.append(frame.assign(half_width_over_tokens=within))
     return pd.concat(frames, ignore_index=True)
+
+
+def class_falls(*groups: xr.Dataset) -> pd.DataFrame:
+    """How far test accuracy falls from the smallest weight decay on, in points (Figure 9).
+
+    Of the three rarest classes, of the three most frequent and, as `difference`, of the former
+    beyond the latter: means over seeds with 95 % half widths, paired by seed. `least` and `most`
+    are the smallest and the largest fall of a class, each a mean over seeds. Where all counts are
+    equal, the order is that of the classes, and `balanced` is true.
+    """
+    rows = []
+    for group in groups:
+        counts = group["class_count"].values
+        order = np.argsort(counts, kind="stable")
+        ends = min(3, len(order) // 2)
+        accuracy = 100 * group["test_accuracy"].values
+        decay, seed = group["weight_decay"].values, group["seed"].values
+        least = decay == decay.min()
+        first = dict(zip(seed[least], accuracy[least], strict=True))
+        for value in np.unique(decay)[1:]:
+            pairs = zip(seed[decay == value], accuracy[decay == value], strict=True)
+            falls = np.array([first[s] - a for s, a in pairs if s in first])
+            if not len(falls):
+                continue
+            rare = falls[:, order[:ends]].mean(axis=1)
+            frequent = falls[:, order[len(order) - ends :]].mean(axis=1)
+            bands = {"rare": rare, "frequent": frequent, "difference": rare - frequent}
+            row = {"runs": group.attrs["name"], "weight_decay": float(value), "n": len(falls)}
+            for name, values in bands.items():
+                band = seed_band(values)
+                row |= {name: float(band.mean), f"{name}_half_width": float(band.half_width)}
+            by_class = falls.mean(axis=0)
+            row |= {"least": by_class.min(), "most": by_class.max()}
+            rows.append(row | {"balanced": counts.min() == counts.max()})
+    return pd.DataFrame(rows)
 
 
 def theory(*groups: xr.Dataset) -> pd.DataFrame:

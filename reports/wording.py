@@ -27,10 +27,15 @@ FOR_IMAGES = {
 }
 
 
+def is_of_text(group: xr.Dataset) -> bool:
+    """Whether its runs were trained on text, and its classes are tokens."""
+    return bool({"corpus", "vocab_size"} & set(group.attrs["config"]))
+
+
 def worded(text: str, groups: Iterable[xr.Dataset]) -> str:
     """Our own words about tokens, as they are where any group was trained on text."""
-    configs = [group.attrs["config"] for group in groups]
-    if not configs or any({"corpus", "vocab_size"} & set(config) for config in configs):
+    shown = list(groups)
+    if not shown or any(is_of_text(group) for group in shown):
         return text
     for word, other in FOR_IMAGES.items():
         text = text.replace(word, other)
