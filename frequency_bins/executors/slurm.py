@@ -12,6 +12,8 @@ from typing import Any
 from frequency_bins.executors.pools import RETRIES, ExecutorConfig, WorkerDied
 
 _POLL_SECONDS = 2.0
+# submitit asks for 5 minutes. A day fits most queues; a job that ends earlier goes on in another.
+_MINUTES = 24 * 60
 
 
 class SlurmPool:
@@ -34,7 +36,9 @@ class SlurmPool:
         self._executor = submitit.AutoExecutor(folder=Path("slurm") / "%j", cluster="slurm")
         options = dict(option.split("=", 1) for option in config.slurm_options)
         gpus = 0 if device == "cpu" else config.gpus_per_run
-        named = {"slurm_gres": f"gpu:{gpus}"} if gpus else {}
+        named: dict[str, Any] = {"slurm_gres": f"gpu:{gpus}"} if gpus else {}
+        if "time" not in options:
+            named["timeout_min"] = _MINUTES
         self._executor.update_parameters(
             cpus_per_task=threads,
             **named,
@@ -79,8 +83,12 @@ class SlurmPool:
             del self._jobs[future]
             died = isinstance(error, self._submitit.core.utils.UncompletedJobError)
             if died and deaths < RETRIES:
-                self._jobs[future] = self._executor.submit(*call), call, deaths + 1
-                return
+                try:
+                    self._jobs[future] = self._executor.submit(*call), call, deaths + 1
+                except Exception as refused:  # this thread must go on, for the other jobs
+                    error = refused
+                else:
+                    return
         if error is None:
             future.set_result(job.result())
         else:

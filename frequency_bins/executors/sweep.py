@@ -107,11 +107,14 @@ class _Engine:
 
     def stop(self) -> None:
         """Have the runs at work write a checkpoint and stop, as far as the time of grace goes."""
-        for task in self._busy.values():
-            if (newest := newest_attempt(task.folder / "attempts")) is not None:
+        at_work = []
+        for future, task in self._busy.items():
+            newest = newest_attempt(task.folder / "attempts")
+            if newest is not None and read_lease(newest).get("status") == "running":
                 ask_to_stop(newest)
+                at_work.append(future)
         self._pool.interrupt()
-        wait(list(self._busy), GRACE_SECONDS)
+        wait(at_work, GRACE_SECONDS)  # not for calls that a cluster has only queued
 
     def _wait(self) -> set[Future[Any]]:
         if not self._busy:
