@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from frequency_bins import read_study
+from frequency_bins import attempt, read_study
 from frequency_bins.executors import ExecutorConfig
 from llm_experiments.__main__ import main
 from llm_experiments.checkpoints import load_latest, save
@@ -195,3 +196,32 @@ def test_weight_decay_costs_the_rare_tokens_most(undisturbed: Path) -> None:
     dataset = read_study(undisturbed).dataset()
     assert dataset["weight_decay"].values.tolist() != [0, 0]
     assert np.isfinite(dataset["final_loss"].values[:, dataset["class_count"][0] > 0]).all()
+
+
+def test_retry_does_what_failed_and_nothing_else(
+    data: DataConfig,
+    tmp_path: Path,
+    undisturbed: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "s")
+    good, bad = read_study(tmp_path / "s").runs
+    manifest = json.loads((bad.folder / "manifest.json").read_text())
+    # As it was before the run: created, with nothing published.
+    kept = {name: manifest[name] for name in ("format_version", "run_id", "study", "config")}
+    kept |= {name: manifest[name] for name in ("label", "steps", "data", "save_model")}
+    for path in ("attempts", "classes.nc", "scalars.jsonl"):
+        target = bad.folder / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    (bad.folder / "manifest.json").write_text(json.dumps(kept | {"status": "new"}))
+    with pytest.raises(RuntimeError, match="the disk caught fire"), attempt(bad):
+        raise RuntimeError("the disk caught fire")
+    assert main(["status", str(tmp_path / "s")]) == 0
+    shown = capsys.readouterr().out
+    assert "1 failed, 1 finished" in shown
+    assert "caught fire" in shown  # folded to the width of the screen
+    before = (good.folder / "classes.nc").stat().st_mtime_ns
+    assert main(["retry", str(tmp_path / "s"), "--device", "cpu"]) == 0
+    assert records(tmp_path / "s") == records(undisturbed)
+    assert (good.folder / "classes.nc").stat().st_mtime_ns == before
+    assert main(["retry", str(tmp_path / "s")]) == 0
