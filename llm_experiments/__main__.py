@@ -29,7 +29,7 @@ from frequency_bins.executors.command_line import Retry, print_counts, status_co
 from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.corpora import CorpusConfig
 from llm_experiments.models.presets import MODEL_NAMES
-from llm_experiments.recipes import published, recipe
+from llm_experiments.recipes import for_model, published, recipe
 
 _PROGRAM = "python -m llm_experiments"
 
@@ -103,7 +103,7 @@ def _main(argv: list[str]) -> int:
 
 def _sweep(argv: list[str]) -> int:
     name, rest = take_option(argv, "--recipe", "demo")
-    return _run(*(_changed(grid, rest) for grid in recipe(name)))
+    return _run(*_changed(recipe(name), rest))
 
 
 def _plan(argv: list[str]) -> int:
@@ -116,7 +116,7 @@ def _plan(argv: list[str]) -> int:
         utilisation = float(share)
     except ValueError:
         raise ValueError(f"--utilisation is {share!r}; expected a number") from None
-    rows = plan([_changed(grid, rest) for grid in recipe(name)])
+    rows = plan(_changed(recipe(name), rest))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
     table.add_column("corpus", no_wrap=True)
@@ -142,7 +142,17 @@ def _plan(argv: list[str]) -> int:
     return 0
 
 
-def _changed(grid: SweepConfig, argv: list[str]) -> SweepConfig:
+def _changed(grids: Sequence[SweepConfig], argv: list[str]) -> list[SweepConfig]:
+    """A recipe with the user's options, over what the paper has for each model; no grid twice."""
+    changed = [
+        replace(_with_options(for_model(grid, model), argv), models=(model,))
+        for grid in grids
+        for model in _with_options(grid, argv).models
+    ]
+    return list(dict.fromkeys(changed))
+
+
+def _with_options(grid: SweepConfig, argv: list[str]) -> SweepConfig:
     """A grid with the user's options; on another corpus it is another study."""
     changed = parse_options(SweepConfig, argv, prog=f"{_PROGRAM} sweep", default=grid)
     if changed.study == grid.study and changed.data.corpus != grid.data.corpus:

@@ -106,12 +106,26 @@ def regularisers() -> tuple[SweepConfig, ...]:
 
 def published(model: str, corpus: str = "imdb") -> tuple[TrainingConfig, DataConfig]:
     """The paper's settings (section 3), which depend on whether a model has 10^9 parameters."""
-    small = model in ("openelm-270m", "openelm-450m", "qwen2-0.5b")
-    batch = {"batch_size": 64} if small else {"batch_size": 16, "accumulation": 4}
+    large = model in ("openelm-1.1b", "openelm-3b", "qwen2-1.5b")
+    batch = {"batch_size": 16, "accumulation": 4} if large else {"batch_size": 64}
     return (
         TrainingConfig(precision="fp16", compile=True, **batch),
-        DataConfig(corpus=corpus, vocab_size=32005, context=128 if small else 64),
+        DataConfig(corpus=corpus, vocab_size=32005, context=64 if large else 128),
     )
+
+
+def for_model(grid: SweepConfig, model: str) -> SweepConfig:
+    """The grid for another model: where it has the paper's batch and context, they follow."""
+    own, others = _sizes(*published(grid.models[0])), _sizes(*published(model))
+    if _sizes(grid.training, grid.data) == own:
+        batch_size, accumulation, context = others
+        training = replace(grid.training, batch_size=batch_size, accumulation=accumulation)
+        grid = replace(grid, training=training, data=replace(grid.data, context=context))
+    return replace(grid, models=(model,))
+
+
+def _sizes(training: TrainingConfig, data: DataConfig) -> tuple[int, int, int]:
+    return training.batch_size, training.accumulation, data.context
 
 
 def _published(

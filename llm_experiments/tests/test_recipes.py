@@ -138,6 +138,42 @@ def test_a_single_run_of_a_published_model_is_the_papers(
     assert (grid.data.corpus, grid.data.context, grid.models) == ("imdb", context, (model,))
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--recipe", "table1", "--model", "openelm-3b"], [("openelm-3b", LARGE)]),
+        (
+            ["--recipe", "table1", "--model", "qwen2-1.5b", "qwen2-0.5b"],
+            [("qwen2-1.5b", LARGE), ("qwen2-0.5b", SMALL)],
+        ),
+        (["--recipe", "figure1", "--model", "openelm-3b"], [("openelm-3b", LARGE)]),
+        (["--recipe", "figure1", "--model", "openelm-tiny"], [("openelm-tiny", SMALL)]),
+        (
+            ["--recipe", "table1", "--model", "openelm-3b", "--batch-size", "8"],
+            [("openelm-3b", (8, 4, 64))],
+        ),
+        (
+            ["--recipe", "table1", "--model", "openelm-3b", "--context", "128"],
+            [("openelm-3b", (16, 4, 128))],
+        ),
+        (["--recipe", "demo", "--model", "openelm-3b"], [("openelm-3b", (16, 1, 64))] * 2),
+    ],
+)
+def test_the_batch_follows_the_model_unless_it_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    expected: list[tuple[str, tuple[int, int, int]]],
+) -> None:
+    asked: list[SweepConfig] = []
+    monkeypatch.setattr("llm_experiments.sweep.sweep", lambda *grids: asked.extend(grids) or {})
+    assert main(["sweep", *options]) == 0
+    found = [
+        (*grid.models, (grid.training.batch_size, grid.training.accumulation, grid.data.context))
+        for grid in asked
+    ]
+    assert found == expected
+
+
 @pytest.mark.parametrize("model_name", ["openelm-tiny", "qwen2-tiny"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_planned_operations_are_those_that_torch_counts(model_name: str, tied: bool) -> None:
