@@ -263,7 +263,8 @@ def check_finite(step: int, loss: float, scaler: torch.amp.GradScaler) -> None:
     if not math.isfinite(loss):
         raise Diverged(f"the loss is {loss} at step {step}")
     if scaler.is_enabled() and scaler.get_scale() < _SMALLEST_LOSS_SCALE:
-        raise Diverged(f"the loss scale fell to {scaler.get_scale():g} at step {step}")
+        fell = f"the loss scale fell to {scaler.get_scale():g} at step {step}"
+        raise Diverged(f"{fell}: gradients overflow in fp16 at every scale; bf16 has more range")
 
 
 def batch_rows(config: RunConfig, num_sequences: int, batch: int) -> Tensor:

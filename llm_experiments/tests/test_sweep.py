@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from frequency_bins.executors import ExecutorConfig
 from llm_experiments.__main__ import main
 from llm_experiments.checkpoints import load_latest, save
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
+from llm_experiments.models.presets import build_model
 from llm_experiments.preparation import PreparedCorpus
 from llm_experiments.sweep import sweep
+from llm_experiments.training import save_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,23 +161,47 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(tmp_path: Path) 
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(
-    data: DataConfig, corpus: PreparedCorpus, tmp_path: Path
+    data: DataConfig,
+    corpus: PreparedCorpus,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    training = TrainingConfig(steps=8, batch_size=4, evaluate_every=4, learning_rate=1e20)
-    config = SweepConfig(
+    """By a loss that is no number, and by a loss scale that no scale is small enough for.
+
+    The latter starts from queries at 0 under a steep norm: a finite loss whose gradient is beyond
+    fp16, but not beyond fp32.
+    """
+    model = build_model("openelm-tiny", vocab_size=corpus.vocab_size)
+    with torch.no_grad():
+        attention = model.base_model.layers[0].attn
+        attention.qkv_proj.weight[: attention.num_q_heads * attention.head_dim] = 0
+        attention.q_norm.weight.fill_(6e4)
+        attention.k_norm.weight.fill_(1e4)
+    save_model(model, corpus, tmp_path / "steep")
+    still = TrainingConfig(steps=30, batch_size=4, evaluate_every=15, learning_rate=0)
+    finishes = SweepConfig(
         study="s",
         runs_dir=tmp_path,
         models=("openelm-tiny",),
         weight_decays=(0.0,),
-        training=training,
-        data=data,
+        training=still,
+        data=replace(data, checkpoint_dir=tmp_path / "steep"),
         device="cpu",
         execution=ExecutorConfig(runs_in_parallel=1),
     )
-    assert sweep(config) == {"finished earlier": 0, "diverged": 1}
-    assert sweep(config) == {"finished earlier": 1}
-    statuses = {run.status for run in read_study(tmp_path / "s").unfinished}
-    assert statuses == {"diverged"}
+    collapses = replace(finishes, training=replace(still, precision="fp16"))
+    explodes = replace(finishes, data=data, training=replace(still, learning_rate=1e20))
+    grids = (collapses, explodes, finishes)
+    assert sweep(*grids) == {"finished earlier": 0, "diverged": 2, "finished": 1}
+    assert sweep(*grids) == {"finished earlier": 3}
+    study = read_study(tmp_path / "s")
+    assert [run.config["precision"] for run in study.runs] == ["fp32"]
+    said = {run.config["precision"]: run.manifest["error"] for run in study.unfinished}
+    assert said["fp32"] == "the loss is nan at step 15"
+    assert said["fp16"].startswith("the loss scale fell to 6.10352e-05 at step 30: gradients")
+    assert not any((run.folder / "classes.nc").exists() for run in study.unfinished)
+    assert main(["status", str(tmp_path / "s")]) == 0
+    assert "2 diverged, 1 finished" in capsys.readouterr().out
 
 
 def test_the_id_of_a_run_holds_all_that_changes_it(data: DataConfig) -> None:
