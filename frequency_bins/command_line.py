@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -48,6 +48,20 @@ def run_command(
     except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def leave(status: int) -> NoReturn:
+    """Exit with a status; where torchrun started this process, without Python's finalization.
+
+    Once a DDP model was made, torch keeps its process group, whose threads go on after the group
+    was destroyed, and now and then abort a process that is ending, which torchrun then reports as
+    a failure (seen with torch 2.14, in a script of init, DDP, barrier and destroy alone).
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def run_subcommand(

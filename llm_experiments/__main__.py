@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,13 @@ from frequency_bins import (
     token_balanced_loss,
     write_atomically,
 )
-from frequency_bins.command_line import parse_options, run_command, run_subcommand, take_option
+from frequency_bins.command_line import (
+    leave,
+    parse_options,
+    run_command,
+    run_subcommand,
+    take_option,
+)
 from frequency_bins.executors import ExecutorConfig
 from frequency_bins.executors.command_line import Retry, print_counts, status_command
 from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig, TrainingConfig
@@ -296,4 +301,4 @@ def _prepare(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

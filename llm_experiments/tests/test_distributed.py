@@ -68,6 +68,7 @@ def one_of_two(rank: int, port: int, folder: Path, corpus: Path) -> None:
             stopped = only_run(folder / "stopped", case).folder
             shutil.copytree(stopped, folder / "alone" / stopped.name)
         run_one(case, folder / "stopped", prepared, group)
+    os._exit(0)  # as `frequency_bins.command_line.leave` does
 
 
 def only_run(folder: Path, case: str) -> Run:
