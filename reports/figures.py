@@ -33,6 +33,7 @@ from reports.groups import (
     over_seeds,
     weight_decays,
 )
+from reports.ranks import by_class
 from reports.style import (
     CLOUD,
     COMMON,
@@ -453,34 +454,49 @@ def figure_8(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
 
 @styled
 def figure_9(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
-    """Test accuracy of each class, the rarest first, one line a weight decay (Figure 9)."""
+    """Test accuracy of each class, the rarest first, one line a weight decay (Figure 9).
+
+    Shuffled runs are drawn by rank in count, then by class.
+    """
+    groups = tuple(
+        view for group in groups for view in (group, by_class(group)) if view is not None
+    )
     figure, axes = _panels(groups, narrow, height=3.4, sharex=False)
     figure.name, figure.title = "Figure 9", "Test accuracy of each class"
     decays = weight_decays(groups)
     colours = decay_colours(decays)
     said = []
     for axis, group in zip(axes, groups, strict=True):
-        order = np.argsort(group["class_count"].values, kind="stable")
+        names, order = _named_by_count(group)
         band = over_seeds(group, "test_accuracy").isel({"class": order})
         for decay in band["weight_decay"].values:
             at = 100 * band[["mean", "half_width"]].sel(weight_decay=decay)
             _band(axis, np.arange(len(order)), at, colours[float(decay)])
-        names = [display_label(str(label)) for label in group["label"].values[order]]
-        counts = group["class_count"].values[order]
-        ticks = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
-        axis.set_xticks(range(len(order)), ticks, rotation=45, ha="right", rotation_mode="anchor")
+        axis.set_xticks(range(len(order)), names, rotation=45, ha="right", rotation_mode="anchor")
         axis.set_ylim(0, 103)
-        rare = band["mean"].isel({"class": 0})
-        said.append(f"{group.attrs['name']}: rarest class {_ends(100 * rare, unit=' %')}")
+        first = band["mean"].isel({"class": 0})
+        said.append(f"{group.attrs['name']}: {names[0]} {_ends(100 * first, unit=' %')}")
     axes[0].set_ylabel("test accuracy (%)")
     _decay_key(figure, decays)
     figure.caption = _caption(
         "Accuracy on the test set after the last step, classes in order of their training count "
-        "(in brackets).",
+        "(in brackets); where the seed chose which class has which count, by rank in count and, "
+        "over the same runs, by class.",
         groups,
     )
-    figure.alt = "Test accuracy by class. " + "; ".join(said)
+    figure.alt = "Test accuracy by class, the rarest first. " + "; ".join(said)
     return figure
+
+
+def _named_by_count(group: xr.Dataset) -> tuple[list[str], np.ndarray]:
+    """Names of the classes with their counts, the rarest first, and their places; without counts
+    as they are."""
+    labels = [display_label(str(label)) for label in group["label"].values]
+    if "class_count" not in group.coords:
+        return labels, np.arange(len(labels))
+    counts = group["class_count"].values
+    order = np.argsort(counts, kind="stable")
+    return [f"{labels[place]} ({counts[place]:,})" for place in order], order
 
 
 @styled

@@ -35,6 +35,7 @@ from frequency_bins import (
 )
 from frequency_bins.leases import Watch
 from frequency_bins.status import study_states
+from reports.ranks import by_rank, shared_settings
 from reports.wording import is_of_text
 from reports.workers import parallel_map
 from ufm import fit_critical_count
@@ -160,7 +161,7 @@ def _reduced(task: tuple[Run, Mapping[str, Any]]) -> tuple[xr.Dataset, str] | st
 
 def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
     """What the report needs of one run, and a digest of what comparable runs must share."""
-    record = run.classes(only=NEEDED)
+    record = by_rank(run.classes(only=NEEDED), manifest["config"])
     steps, counts = record["step"].values, record["class_count"].values
     final_count, loss, accuracy = (
         record[f"final_{name}"].values for name in ("count", "loss", "accuracy")
@@ -184,6 +185,7 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
             ),
             **_scalars(manifest["config"], counts, final_count, loss, accuracy),
             **_bin_variables(bins, loss, accuracy, speed),
+            **({"class_index": record["class_index"].variable} if "class_index" in record else {}),
         },
         coords={
             "class_count": ("class", counts),
@@ -191,11 +193,14 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
             "step": ("checkpoint", steps[picked]),
             **_bin_coordinates(bins),
         },
-        attrs={"run": run.id, "cell": _cell(manifest["config"])},
+        attrs={
+            "run": run.id,
+            "cell": _cell(manifest["config"]),
+            "class_names": record.attrs.get("class_names", []),
+        },
     )
-    digest = hashlib.sha256(
-        repr(record["label"].values.tolist()).encode("ascii", "backslashreplace")
-    )
+    names = record["label"].values.tolist() + data.attrs["class_names"]
+    digest = hashlib.sha256(repr(names).encode("ascii", "backslashreplace"))
     for part in (steps, counts):
         digest.update(part.tobytes())
     digest.update(str(manifest.get("data_hash")).encode())
@@ -263,7 +268,7 @@ def for_drawing(group: xr.Dataset) -> xr.Dataset:
         for name in ("loss", "accuracy", "learning_speed")
     }
     few = group.sizes["class"] <= MOST_NAMED_CLASSES
-    kept = {"test_accuracy"} if few else set()
+    kept = {"test_accuracy", "class_index"} if few else set()
     by_run = [n for n, v in group.data_vars.items() if {"run", "class"} <= {*v.dims}]
     dropped = [*(n for n in by_run if n not in kept), *([] if few else ["label"])]
     return group.drop_vars(dropped).assign(means).assign_coords(decay=decays)
@@ -414,7 +419,7 @@ def _group(settings: str, runs: Sequence[xr.Dataset]) -> xr.Dataset:
     bin_loss, bin_accuracy, bin_learning_speed, each with _std over the classes. Per run:
     average_loss, token_balanced_loss, token_balanced_perplexity, token_balanced_accuracy,
     fairness_gap and its half width, critical_count, r_squared, neglected, predicted_neglected.
-    Losses in nats.
+    Losses in nats. Runs whose seed shuffled the counts have ranks for classes; see `by_rank`.
     """
     runs = sorted(runs, key=lambda run: run.attrs["cell"])
     cells = [run.attrs["cell"] for run in runs]
@@ -432,13 +437,14 @@ def _group(settings: str, runs: Sequence[xr.Dataset]) -> xr.Dataset:
         },
         attrs={
             "config": json.loads(settings),
+            "class_names": runs[0].attrs["class_names"],
             "never_occurring": int((runs[0]["class_count"].values == 0).sum()),
         },
     )
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    shared = {name: value for name, value in config.items() if name not in SWEPT}
+    shared = {k: value for k, value in shared_settings(config).items() if k not in SWEPT}
     return json.dumps(shared, sort_keys=True)
 
 

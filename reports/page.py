@@ -32,7 +32,14 @@ from reports.groups import (
     weight_decays,
 )
 from reports.style import DARK, STYLE, ReportFigure, dark_decay_colours, decay_colours
-from reports.table_views import TableView, falls_view, run_table, table_views, verdict_view
+from reports.table_views import (
+    TableView,
+    difficulty_view,
+    falls_view,
+    run_table,
+    table_views,
+    verdict_view,
+)
 from reports.tables import families, unrepaired
 from reports.token_search import pack
 from reports.wording import is_of_text, worded
@@ -79,6 +86,7 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
     tested = _with_test_accuracy(images)
     tables = table_views(main)
     tables += [falls_view(tested)] if image_answer(tested) else []
+    tables += [view] if (view := difficulty_view(tested)) else []
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return (
         _environment(groups)

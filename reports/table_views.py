@@ -115,6 +115,32 @@ def falls_view(groups: Sequence[xr.Dataset]) -> TableView:
     )
 
 
+def difficulty_view(groups: Sequence[xr.Dataset]) -> TableView | None:
+    """`tables.difficulty` as text; None without shuffled runs."""
+    frame = tables.difficulty(*groups)
+    if not len(frame):
+        return None
+    bodies = [
+        (
+            f"{name} (n = {part['n'].min()})",
+            [
+                [f"{row.weight_decay:g}", *(f"{x:.2f}" for x in (row.by_rank, row.by_class))]
+                for row in part.itertuples()
+            ],
+        )
+        for name, part in frame.groupby("runs", sort=False)
+    ]
+    return TableView(
+        key="table-difficulty",
+        title="Images: frequency or difficulty",
+        caption="Where the seed chose which class has which count: how much of the spread of all "
+        "test accuracies goes with the rank in count, and how much with which class it is "
+        "(adjusted R² of the means over seeds; about 0 by chance).",
+        head=["λ", "rank in count", "class"],
+        bodies=bodies,
+    )
+
+
 def _points(mean: float, half_width: float) -> str:
     return f"{mean:.1f} ± {half_width:.1f}" if math.isfinite(half_width) else f"{mean:.1f}"
 

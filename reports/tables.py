@@ -25,6 +25,7 @@ from reports.groups import (
     weight_decays,
     welch_half_width,
 )
+from reports.ranks import by_class, share_explained
 from ufm import CriticalCountFit
 
 METRICS = {
@@ -110,6 +111,31 @@ def class_falls(*groups: xr.Dataset) -> pd.DataFrame:
             by_class = falls.mean(axis=0)
             row |= {"least": by_class.min(), "most": by_class.max()}
             rows.append(row | {"balanced": counts.min() == counts.max()})
+    return pd.DataFrame(rows)
+
+
+def difficulty(*groups: xr.Dataset) -> pd.DataFrame:
+    """What test accuracy goes with where the seed chose which class has which count (Figure 9).
+
+    `by_rank` and `by_class` are the adjusted R² of the mean over seeds of a rank in count, and of
+    a class, over all of a weight decay's accuracies: what frequency explains, and what the class's
+    own difficulty does. Empty without shuffled runs of two seeds.
+    """
+    rows = []
+    for group in groups:
+        if (classes := by_class(group)) is None:
+            continue
+        decays = group["weight_decay"].values
+        for decay in weight_decays([group]):
+            chosen = decays == decay
+            if chosen.sum() > 1:
+                rows.append(
+                    {"runs": group.attrs["name"], "weight_decay": decay, "n": int(chosen.sum())}
+                    | {
+                        name: share_explained(view["test_accuracy"].values[chosen])
+                        for name, view in (("by_rank", group), ("by_class", classes))
+                    }
+                )
     return pd.DataFrame(rows)
 
 
