@@ -1,14 +1,14 @@
-"""python -m ufm verify | solve | predict | phase"""
+"""python -m ufm verify | solve | predict | phase | sweep | status | retry
+
+sweep is phase in runs of a study, by an executor; status and retry are about such a study."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
-import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,14 +21,13 @@ from torch import Tensor
 from ufm import as_printed
 from ufm.closed_form import closed_form
 from ufm.counts_file import count_words, read_counts
+from ufm.files import check_folder, write_csv
+from ufm.phase import Part, PhaseGrid, report_diagram, solve_points
 from ufm.problem import UFMProblem, usable_device
 from ufm.repair import repair_weights
 from ufm.search import UNFINISHED
 from ufm.solver import NotCertifiedError, Solution, solve
 from ufm.verification import Claim, verify
-
-MOST_POINTS = 100_000
-"""Of a phase diagram: each is a problem to solve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +100,11 @@ class Predict:
 class Phase:
     """Collapse over lambda and count: certified solves against the theory's boundary."""
 
-    class_counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-    """Samples of each class."""
-    smallest: float = 1e-5
-    """Least lambda = lambda_W = lambda_H."""
-    largest: float = 1e-1
-    """Largest lambda."""
-    points: int = 60
-    """Values of lambda."""
+    grid: tyro.conf.OmitArgPrefixes[PhaseGrid] = field(default_factory=PhaseGrid)
     device: str = "cpu"
     """Where to solve."""
+    threads: int = 1
+    """CPU threads."""
     output: Path = Path("phase")
     """Stem of the files: .csv and .png are added."""
 
@@ -131,11 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    if argv[:1] and argv[0] in ("sweep", "status", "retry"):
+        from ufm.sweep import COMMANDS  # the theory needs no run store, and this imports one
+
+        return COMMANDS[argv[0]](argv[1:])
     options = _options(argv)
     if not isinstance(options, Predict):
         usable_device(options.device)
     if not isinstance(options, Solve) and options.output is not None:
-        _check_folder(options.output)
+        check_folder(options.output)
     match options:
         case Verify():
             return _verify(options)
@@ -195,7 +193,7 @@ def _verify(options: Verify) -> int:
         table.add_row(*row)
     _console().print(table)
     if options.output is not None:
-        _write_csv(options.output, [*header, "verdict"], rows)
+        write_csv(options.output, [*header, "verdict"], rows)
     failed = [claim.name for claim in claims if not claim.confirmed]
     settled = f"{len(claims) - len(failed)} of {len(claims)} claims settled"
     print(f"{settled}: what is right holds, what is misprinted fails")
@@ -293,7 +291,7 @@ def _predict(options: Predict) -> int:
         rows = (
             (labels[k], counts[k], repr(losses[i]), int(learned[i])) for i, k in enumerate(kept)
         )
-        _write_csv(options.output, ["label", "count", "loss", "learned"], rows)
+        write_csv(options.output, ["label", "count", "loss", "learned"], rows)
         print(f"wrote          {options.output}")
     return 0
 
@@ -325,89 +323,9 @@ def _decays_of(options: Predict, counts: Tensor) -> tuple[float, float]:
 
 
 def _phase(options: Phase) -> int:
-    if not 0 < options.smallest < options.largest < float("inf"):
-        raise ValueError(
-            f"smallest is {options.smallest} and largest {options.largest}; "
-            "expected 0 < smallest < largest"
-        )
-    if not 2 <= options.points <= MOST_POINTS:
-        raise ValueError(f"points is {options.points}; expected 2 to {MOST_POINTS}")
-    ends = torch.tensor([options.smallest, options.largest], dtype=torch.float64).log()
-    decays = torch.linspace(float(ends[0]), float(ends[1]), options.points).double().exp()
-    counts = torch.tensor(sorted(set(options.class_counts)))
-    problem = UFMProblem(
-        class_counts=counts.expand(options.points, -1),
-        lambda_W=decays.unsqueeze(1),
-        lambda_H=decays.unsqueeze(1),
-    )
-    solution = solve(problem, device=options.device)
-    collapsed = (solution.H.square().sum(-2) == 0).cpu()
-    theory = closed_form(problem)
-    rows = (
-        (
-            repr(float(decays[i])),
-            int(counts[k]),
-            repr(float(solution.loss[i, k])),
-            int(collapsed[i, k]),
-            int(theory.collapsed[i, k]),
-            repr(float(theory.critical_count[i])),
-        )
-        for i in range(options.points)
-        for k in range(len(counts))
-    )
-    header = ["lambda", "count", "loss", "collapsed", "collapsed_in_theory", "critical_count"]
-    table, figure = (options.output.with_suffix(suffix) for suffix in (".csv", ".png"))
-    _write_csv(table, header, rows)
-    _draw_phase(figure, decays, counts, solution.loss.cpu(), theory.critical_count)
-    wrong = int((collapsed != theory.collapsed).sum())
-    print(f"{options.points} certified solves; {wrong} of {collapsed.numel()} cells off the theory")
-    print(f"wrote {table} and {figure}")
-    return 1 if wrong else 0
-
-
-def _draw_phase(path: Path, decays: Tensor, counts: Tensor, loss: Tensor, critical: Tensor) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    chance = float(torch.tensor(float(len(counts))).log())
-    mesh = axes.pcolormesh(decays, counts, (loss / chance).T, shading="nearest", vmin=0, vmax=1)
-    axes.plot(decays, critical, color="white", label="critical count $n_c$ (theory)")
-    axes.set(xscale="log", yscale="log", xlabel="$\\lambda_W = \\lambda_H$", ylabel="class count")
-    axes.set_ylim(float(counts.min()), float(counts.max()))
-    axes.legend(loc="lower right", facecolor="gray", labelcolor="white")
-    figure.colorbar(mesh, label="loss / log V (1: not learned)")
-    with _beside(path) as part:
-        figure.savefig(part, dpi=150, format="png")
-    plt.close(figure)
-
-
-def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
-    with _beside(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A file to write in place of `path`: renamed to it at the end, removed if that fails."""
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise ValueError(f"output is {path}; expected a folder that exists, not {path.parent}")
-    if path.is_dir():
-        raise ValueError(f"output is {path}, a folder; expected a file")
+    torch.set_num_threads(options.threads)
+    parts = list(solve_points(options.grid, device=options.device))
+    return report_diagram(options.grid, Part.joined(parts), options.output)
 
 
 def _console() -> Console:

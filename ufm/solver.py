@@ -144,6 +144,11 @@ def solve_batch(problems: Sequence[UFMProblem], **options: Any) -> list[Solution
     return ordered
 
 
+def block_size(problem: UFMProblem, device: str | torch.device = "cpu") -> int:
+    """How many problems like these `solve` takes at once there, with one feature a class."""
+    return _block_size(torch.device(device), 2 * problem.num_classes * _search_width(problem))
+
+
 def _search_width(problem: UFMProblem) -> int:
     """Room for a few axes more than the answer has: merging needs somewhere to seed."""
     width, classes = problem.feature_width, problem.num_classes
@@ -214,12 +219,15 @@ def _repeated(start: Point, batch: int) -> Point:
 
 def _blocks(problem: UFMProblem, entries: int) -> list[Tensor]:
     device = problem.class_counts.device
-    size = max(1, BLOCK_ENTRIES.get(device.type, BLOCK_ENTRIES["cuda"]) // entries)
-    batch = len(problem.class_counts)
+    size, batch = _block_size(device, entries), len(problem.class_counts)
     return [
         torch.arange(first, min(first + size, batch), device=device)
         for first in range(0, batch, size)
     ]
+
+
+def _block_size(device: torch.device, entries: int) -> int:
+    return max(1, BLOCK_ENTRIES.get(device.type, BLOCK_ENTRIES["cuda"]) // entries)
 
 
 def _assembled(
