@@ -25,6 +25,9 @@ TABLES = {
     "fairness_gap": tables.fairness_gap,
     "theory": tables.theory,
     "repair": tables.repair,
+    "class_falls": tables.class_falls,
+    "difficulty": tables.difficulty,
+    "geometry": tables.geometry,
     "runs": tables.runs,
 }
 

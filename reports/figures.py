@@ -33,6 +33,7 @@ from reports.groups import (
     over_seeds,
     weight_decays,
 )
+from reports.last_layers import NORMS
 from reports.ranks import by_class
 from reports.style import (
     CLOUD,
@@ -467,15 +468,10 @@ def figure_9(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     colours = decay_colours(decays)
     said = []
     for axis, group in zip(axes, groups, strict=True):
-        names, order = _named_by_count(group)
-        band = over_seeds(group, "test_accuracy").isel({"class": order})
-        for decay in band["weight_decay"].values:
-            at = 100 * band[["mean", "half_width"]].sel(weight_decay=decay)
-            _band(axis, np.arange(len(order)), at, colours[float(decay)])
-        axis.set_xticks(range(len(order)), names, rotation=45, ha="right", rotation_mode="anchor")
+        names, mean = _class_lines(axis, group, "test_accuracy", colours, scale=100)
         axis.set_ylim(0, 103)
-        first = band["mean"].isel({"class": 0})
-        said.append(f"{group.attrs['name']}: {names[0]} {_ends(100 * first, unit=' %')}")
+        first = mean.isel({"class": 0})
+        said.append(f"{group.attrs['name']}: {names[0]} {_ends(first, unit=' %')}")
     axes[0].set_ylabel("test accuracy (%)")
     _decay_key(figure, decays)
     figure.caption = _caption(
@@ -488,6 +484,19 @@ def figure_9(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     return figure
 
 
+def _class_lines(
+    axis: Axes, group: xr.Dataset, name: str, colours: dict[float, str], *, scale: float = 1.0
+) -> tuple[list[str], xr.DataArray]:
+    """A variable by class, the rarest first, a line a weight decay; the names, and the means."""
+    names, order = _named_by_count(group)
+    band = over_seeds(group, name).isel({"class": order})
+    for decay in band["weight_decay"].values:
+        at = scale * band[["mean", "half_width"]].sel(weight_decay=decay)
+        _band(axis, np.arange(len(order)), at, colours[float(decay)])
+    axis.set_xticks(range(len(order)), names, rotation=45, ha="right", rotation_mode="anchor")
+    return names, scale * band["mean"]
+
+
 def _named_by_count(group: xr.Dataset) -> tuple[list[str], np.ndarray]:
     """Names of the classes with their counts, the rarest first, and their places; without counts
     as they are."""
@@ -497,6 +506,39 @@ def _named_by_count(group: xr.Dataset) -> tuple[list[str], np.ndarray]:
     counts = group["class_count"].values
     order = np.argsort(counts, kind="stable")
     return [f"{labels[place]} ({counts[place]:,})" for place in order], order
+
+
+@styled
+def last_layer(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Norms of the class means and of the classifiers by class, a panel each for every group."""
+    panels = [(group, name) for group in groups for name in NORMS]
+    titled = [
+        group.assign_attrs(name=f"{group.attrs['name']}: {NORMS[name]}") for group, name in panels
+    ]
+    figure, axes = _panels(titled, narrow, height=3.4, sharex=False)
+    figure.name, figure.title = "Last layer", "Norms of class means and classifiers"
+    decays = weight_decays(groups)
+    said = []
+    for axis, (group, name), shown in zip(axes, panels, titled, strict=True):
+        names, mean = _class_lines(axis, group, name, decay_colours(decays))
+        first = mean.isel({"class": 0})
+        said.append(f"{shown.attrs['name']}: {names[0]} {_ends(first, unit='')}")
+    axes[0].set_ylim(0, None)
+    axes[0].set_ylabel("norm over the mean norm")
+    _decay_key(figure, decays)
+    figure.caption = _caption(
+        "Length of a class's mean feature, less the global mean, and of its row of the classifier, "
+        "each over the mean of all classes: 1 everywhere on the balanced simplex. Classes in order "
+        "of their training count (in brackets).",
+        groups,
+    )
+    figure.alt = "Norms by class, the rarest first, over their mean. " + "; ".join(said)
+    return figure
+
+
+def theory_over_images(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """`theory_over_losses` of the images on a page about text."""
+    return theory_over_losses(*groups, narrow=narrow)
 
 
 @styled

@@ -35,6 +35,7 @@ from frequency_bins import (
 )
 from frequency_bins.leases import Watch
 from frequency_bins.status import study_states
+from reports.last_layers import NORMS, geometry_variables
 from reports.ranks import by_rank, shared_settings
 from reports.wording import is_of_text
 from reports.workers import parallel_map
@@ -185,7 +186,7 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
             ),
             **_scalars(manifest["config"], counts, final_count, loss, accuracy),
             **_bin_variables(bins, loss, accuracy, speed),
-            **({"class_index": record["class_index"].variable} if "class_index" in record else {}),
+            **_few_classes(run, record),
         },
         coords={
             "class_count": ("class", counts),
@@ -205,6 +206,17 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
         digest.update(part.tobytes())
     digest.update(str(manifest.get("data_hash")).encode())
     return data, digest.hexdigest()
+
+
+def _few_classes(run: Run, record: xr.Dataset) -> dict[str, Any]:
+    """What only runs of few classes have: which class has a rank, and their last layer."""
+    counts = record["class_count"].values
+    if len(counts) > MOST_NAMED_CLASSES:
+        return {}
+    ranked = "class_index" in record
+    index = record["class_index"].values if ranked else np.arange(len(counts))
+    geometry = geometry_variables(run, counts, index)
+    return geometry | ({"class_index": ("class", index)} if ranked else {})
 
 
 def loss_weight_exponent(config: Mapping[str, Any]) -> float:
@@ -268,7 +280,7 @@ def for_drawing(group: xr.Dataset) -> xr.Dataset:
         for name in ("loss", "accuracy", "learning_speed")
     }
     few = group.sizes["class"] <= MOST_NAMED_CLASSES
-    kept = {"test_accuracy", "class_index"} if few else set()
+    kept = {"test_accuracy", "class_index", *NORMS} if few else set()
     by_run = [n for n, v in group.data_vars.items() if {"run", "class"} <= {*v.dims}]
     dropped = [*(n for n in by_run if n not in kept), *([] if few else ["label"])]
     return group.drop_vars(dropped).assign(means).assign_coords(decay=decays)

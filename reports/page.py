@@ -36,8 +36,10 @@ from reports.table_views import (
     TableView,
     difficulty_view,
     falls_view,
+    geometry_view,
     run_table,
     table_views,
+    theory_view,
     verdict_view,
 )
 from reports.tables import families, unrepaired
@@ -86,7 +88,9 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
     tested = _with_test_accuracy(images)
     tables = table_views(main)
     tables += [falls_view(tested)] if image_answer(tested) else []
-    tables += [view] if (view := difficulty_view(tested)) else []
+    tables += [view for view in (difficulty_view(tested), geometry_view(tested)) if view]
+    if images is not main and (uneven := _with_uneven_counts(images)):
+        tables.append(theory_view(uneven, of_images=True))
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return (
         _environment(groups)
@@ -134,10 +138,19 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     found += [(draw, corpora) for draw in CORPUS_FIGURES]
     if len({group.sizes["class"] for group in corpora}) > 1:
         found.append((figures.figure_3b, corpora))
-    if tested:
-        # First on a page of its own kind; else after the text's damage, theory and repair.
-        found.insert(place if images and groups is not images else 0, (figures.figure_9, tested))
-    return found
+    # First on a page of its own kind; else after the text's damage, theory and repair.
+    beside_text = groups is not images
+    of_images: list[Drawing] = [(figures.figure_9, tested)] if tested else []
+    if layered := tuple(group for group in tested if group["classifier_norm"].notnull().any()):
+        of_images.append((figures.last_layer, layered))
+    if beside_text and (uneven := _with_uneven_counts(images)):
+        of_images.append((figures.theory_over_images, uneven))
+    place = place if beside_text else 0
+    return [*found[:place], *of_images, *found[place:]]
+
+
+def _with_uneven_counts(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
+    return tuple(group for group in groups if len(set(group["class_count"].values.tolist())) > 1)
 
 
 def _with_test_accuracy(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:

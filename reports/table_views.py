@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from reports import tables
+from reports.last_layers import MEASURES
 from reports.published import published_table_1
 from reports.wording import worded
 from ufm.verification import verify
@@ -62,14 +63,7 @@ def table_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
                 tables.fairness_gap(*groups).assign(what="gap (nats)"), "what", _mean_interval
             ),
         ),
-        TableView(
-            key="table-theory",
-            title="Theory against measurement",
-            caption="n_c is the one number fitted to a run's losses. In the theory a token with "
-            "count ≤ n_c is never predicted right; measured are the tokens that the model never "
-            "predicts right. R² is over tokens, in the chance of a miss 1 − exp(−loss).",
-            **_theory_table(groups),
-        ),
+        theory_view(groups),
     ]
     published = published_table_1(*groups)
     if len(published):
@@ -139,6 +133,52 @@ def difficulty_view(groups: Sequence[xr.Dataset]) -> TableView | None:
         head=["λ", "rank in count", "class"],
         bodies=bodies,
     )
+
+
+def geometry_view(groups: Sequence[xr.Dataset]) -> TableView | None:
+    """`tables.geometry` as text; None without a last layer."""
+    frame = tables.geometry(*groups)
+    if not len(frame):
+        return None
+    bodies = [
+        (
+            f"{name} (n = {part['n'].min()})",
+            [
+                [
+                    f"{row.weight_decay:g}",
+                    *(_plus_minus(getattr(row, m), getattr(row, f"{m}_std")) for m in MEASURES),
+                ]
+                for row in part.itertuples()
+            ],
+        )
+        for name, part in frame.groupby("runs", sort=False)
+    ]
+    return TableView(
+        key="table-geometry",
+        title="Images: how far the last layer has collapsed",
+        caption="On the training images at the end. NC1: spread within classes over spread between "
+        "them, every class alike. NC2: std over mean of the norms of the class means, and std of "
+        "their cosines once centred. NC3: distance of the classifiers from the centred class "
+        "means, both at norm 1. All are 0 at neural collapse. Cosine: mean over pairs of the "
+        "classifiers of three classes, 1 at minority collapse and −1/(V − 1) on a simplex; where "
+        "counts are equal, of the first and the last three classes. Mean ± standard deviation "
+        "over seeds.",
+        head=["λ", *MEASURES.values()],
+        bodies=bodies,
+    )
+
+
+def theory_view(groups: Sequence[xr.Dataset], *, of_images: bool = False) -> TableView:
+    """`tables.theory` as text."""
+    view = TableView(
+        key="table-image-theory" if of_images else "table-theory",
+        title=f"{'Images: t' if of_images else 'T'}heory against measurement",
+        caption="n_c is the one number fitted to a run's losses. In the theory a token with "
+        "count ≤ n_c is never predicted right; measured are the tokens that the model never "
+        "predicts right. R² is over tokens, in the chance of a miss 1 − exp(−loss).",
+        **_theory_table(groups),
+    )
+    return _reworded(view, groups)
 
 
 def _points(mean: float, half_width: float) -> str:

@@ -25,6 +25,7 @@ from reports.groups import (
     weight_decays,
     welch_half_width,
 )
+from reports.last_layers import MEASURES, end_classes
 from reports.ranks import by_class, share_explained
 from ufm import CriticalCountFit
 
@@ -90,8 +91,7 @@ def class_falls(*groups: xr.Dataset) -> pd.DataFrame:
     rows = []
     for group in groups:
         counts = group["class_count"].values
-        order = np.argsort(counts, kind="stable")
-        ends = min(3, len(order) // 2)
+        ends = end_classes(counts)
         accuracy = 100 * group["test_accuracy"].values
         decay, seed = group["weight_decay"].values, group["seed"].values
         least = decay == decay.min()
@@ -101,8 +101,7 @@ def class_falls(*groups: xr.Dataset) -> pd.DataFrame:
             falls = np.array([first[s] - a for s, a in pairs if s in first])
             if not len(falls):
                 continue
-            rare = falls[:, order[:ends]].mean(axis=1)
-            frequent = falls[:, order[len(order) - ends :]].mean(axis=1)
+            rare, frequent = (falls[:, places].mean(axis=1) for places in ends)
             bands = {"rare": rare, "frequent": frequent, "difference": rare - frequent}
             row = {"runs": group.attrs["name"], "weight_decay": float(value), "n": len(falls)}
             for name, values in bands.items():
@@ -139,6 +138,23 @@ def difficulty(*groups: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def geometry(*groups: xr.Dataset) -> pd.DataFrame:
+    """Neural-collapse measures of the last layer by weight decay; empty where no run has any.
+
+    Columns as `reports.last_layers.MEASURES` and, with _std, their deviation over seeds.
+    """
+    frames = []
+    for group in groups:
+        if "within_class" not in group or group["within_class"].isnull().all():
+            continue
+        bands = {name: over_seeds(group, name) for name in MEASURES}
+        frame = _frame(group, bands["within_class"])[["runs", "weight_decay", "n"]]
+        columns = {name: band["mean"].values for name, band in bands.items()}
+        columns |= {f"{name}_std": band["std"].values for name, band in bands.items()}
+        frames.append(frame.assign(**columns))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
 def theory(*groups: xr.Dataset) -> pd.DataFrame:
     """Fitted n_c, R^2, and the classes it says are neglected beside those never predicted right."""
     names = ("critical_count", "r_squared", "predicted_neglected", "neglected")
@@ -153,7 +169,11 @@ def theory(*groups: xr.Dataset) -> pd.DataFrame:
 
 def runs(*groups: xr.Dataset) -> pd.DataFrame:
     """One row a run: its metrics, fairness gap with a 95 % interval over classes, n_c and R^2."""
-    names = [str(name) for name in groups[0].data_vars if groups[0][name].dims == ("run",)]
+    names = [
+        str(name)
+        for name, variable in groups[0].data_vars.items()
+        if variable.dims == ("run",) and all(name in group for group in groups)
+    ]
     frames = [
         pd.DataFrame(
             {"runs": group.attrs["name"]}

@@ -48,9 +48,18 @@ class Geometry:
 
 
 def neural_collapse(
-    problem: UFMProblem, W: Float[Tensor, "V d"], H: Float[Tensor, "d columns"]
+    problem: UFMProblem,
+    W: Float[Tensor, "V d"],
+    H: Float[Tensor, "d columns"],
+    *,
+    within_class_variance: Float[Tensor, " V"] | None = None,
 ) -> Geometry:
-    """Measures one (W, H). ValueError for a batch."""
+    """Measures one (W, H). ValueError for a batch.
+
+    Where H holds the class means of a trained network, `within_class_variance` tells what they
+    left out, the mean squared distance of a class's features to its mean; `within_class_pinv`,
+    which needs the whole covariance, is then NaN, and margins are those of the means.
+    """
     if problem.batch_shape:
         raise ValueError(f"problem has batch shape {tuple(problem.batch_shape)}; expected one")
     label = _labels(problem, H)
@@ -63,7 +72,10 @@ def neural_collapse(
     active &= norms > 0
     kept = means[:, active]
     centred = means - means.mean(1, keepdim=True)
-    nc1, nc1_pinv = _within_class(H, means, centred, label)
+    if within_class_variance is None:
+        nc1, nc1_pinv = _within_class(H, means, centred, label)
+    else:
+        nc1, nc1_pinv = _over(float(within_class_variance.mean()), _between(centred)), math.nan
     logits = W @ H
     return Geometry(
         active=active,
@@ -75,8 +87,13 @@ def neural_collapse(
         self_duality=_distance(W.T, centred),
         margin=_margins(problem, logits, label),
         rank=int(torch.linalg.matrix_rank(W @ means, rtol=RANK_TOLERANCE)),
-        minority_cosine=_mean(_cosines(W[~active].T)),
+        minority_cosine=mean_cosine(W[~active]),
     )
+
+
+def mean_cosine(rows: Float[Tensor, "k d"]) -> float:
+    """Mean cosine between two of the rows; NaN for fewer than two."""
+    return _mean(_cosines(rows.T))
 
 
 def class_errors(
@@ -108,12 +125,21 @@ def _within_class(H: Tensor, means: Tensor, centred: Tensor, label: Tensor) -> t
     # Every class has the same say, however many samples it has.
     weighted = deviation / counts[label].to(H.dtype).sqrt()
     within = weighted @ weighted.T / means.shape[1]
-    between = centred @ centred.T / means.shape[1]
-    trace = float(between.trace())
-    if trace == 0.0:
+    between = _between(centred)
+    if float(between.trace()) == 0.0:
         return math.nan, math.nan
     inverse = torch.linalg.pinv(between, hermitian=True, rtol=RANK_TOLERANCE)
-    return float(within.trace()) / trace, float((within @ inverse).trace()) / means.shape[1]
+    quotient = _over(float(within.trace()), between)
+    return quotient, float((within @ inverse).trace()) / means.shape[1]
+
+
+def _between(centred: Float[Tensor, "d V"]) -> Float[Tensor, "d d"]:
+    return centred @ centred.T / centred.shape[1]
+
+
+def _over(within: float, between: Float[Tensor, "d d"]) -> float:
+    trace = float(between.trace())
+    return within / trace if trace > 0.0 else math.nan
 
 
 def _cosines(columns: Float[Tensor, "d k"]) -> Float[Tensor, " pairs"]:

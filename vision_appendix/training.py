@@ -1,6 +1,6 @@
 """One run: train a ResNet9 from scratch and record the loss and accuracy of every class.
 
-The loop is `train`; what it needs stands below it. B images, V classes, d features.
+The loop is `train`; what it needs stands below it. B images, V classes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from frequency_bins.saved_state import read_state, restore
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import RunConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages
+from vision_appendix.last_layer import EVALUATION_BATCH, LAST_LAYER, last_layer
 from vision_appendix.resnet9 import ResNet9
 
-_EVALUATION_BATCH = 1000
 # A checkpoint is written when the last one's cost is at most this share of the time since.
 _CHECKPOINT_SHARE = 0.05
 _CHECKPOINT = "checkpoint.pt"
@@ -58,7 +58,7 @@ def train(
     """Train on `data` (on its device) to the end, or on from the checkpoint, and publish.
 
     On a CPU the record is bit-identical however often the run was interrupted. Beside it lies
-    last_layer.safetensors; see `last_layer`.
+    LAST_LAYER; see `vision_appendix.last_layer`.
 
     Raises:
         Diverged: the loss is not finite; nothing is published.
@@ -98,10 +98,11 @@ def train(
             raise Stopped(f"stopped after step {step}")
 
     final = evaluate(config, model, data, data.images, data.labels)
-    layer = last_layer(config, model, data)
-    write_atomically(attempt.folder / "last_layer.safetensors", safetensors.torch.save(layer))
+    with arithmetic(config, data.images.device):
+        layer = last_layer(model, data)
+    write_atomically(attempt.folder / LAST_LAYER, safetensors.torch.save(layer))
     speed = {"images_per_second": clock.images_per_second(step)}
-    attempt.publish(windows.record(data, final), files=("last_layer.safetensors",), **speed)
+    attempt.publish(windows.record(data, final), files=(LAST_LAYER,), **speed)
 
 
 def training_step(
@@ -137,7 +138,7 @@ def evaluate(
     metrics = ClassMetrics(len(data.class_names), images.device)
     model.eval()
     for part, targets in zip(
-        images.split(_EVALUATION_BATCH), labels.split(_EVALUATION_BATCH), strict=True
+        images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
     ):
         with arithmetic(config, images.device):
             logits = model(normalise(data, part))
@@ -145,36 +146,6 @@ def evaluate(
         metrics.update(losses, targets, logits.argmax(dim=1) == targets)
     model.train()
     return metrics
-
-
-@torch.no_grad()
-def last_layer(config: RunConfig, model: ResNet9, data: LabelledImages) -> dict[str, Tensor]:
-    """The last layer's geometry on the training images, without augmentation.
-
-    `classifier` (V, d) as it multiplies features, the logits' scale included; `class_means`
-    (V, d) of the features; `within_class_covariance` (d, d), the mean over images of the outer
-    product of feature minus class mean; `within_class_variance` (V,), the mean squared distance
-    to the class mean. float32, computed in float64.
-    """
-    model.eval()
-    parts = []
-    for part in data.images.split(_EVALUATION_BATCH):
-        with arithmetic(config, part.device):
-            parts.append(model.features(normalise(data, part)).double())
-    model.train()
-    features, labels = torch.cat(parts), data.labels
-    counts = data.class_counts.to(labels.device).double()
-    sums = features.new_zeros(len(counts), features.shape[1]).index_add_(0, labels, features)
-    means = sums / counts[:, None]
-    centred = features - means[labels]
-    distances = torch.zeros_like(counts).index_add_(0, labels, centred.square().sum(dim=1))
-    layer = {
-        "classifier": model.classifier.weight * model.logit_scale,
-        "class_means": means,
-        "within_class_covariance": centred.T @ centred / len(features),
-        "within_class_variance": distances / counts,
-    }
-    return {name: tensor.float().cpu().contiguous() for name, tensor in layer.items()}
 
 
 def build(config: RunConfig, data: LabelledImages) -> tuple[ResNet9, torch.optim.Optimizer]:

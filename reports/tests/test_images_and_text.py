@@ -80,7 +80,17 @@ def test_both_kinds_answer_in_their_own_words(both: Collection) -> None:
 def test_figures_show_their_kind_alone(both: Collection) -> None:
     for draw, shown in drawings(both.groups):
         of_images = [group.attrs["name"].startswith("resnet9") for group in shown]
-        assert all(of_images) if draw is figures.figure_9 else not any(of_images)
+        for_images = draw in (figures.figure_9, figures.theory_over_images)
+        assert all(of_images) if for_images else not any(of_images)
+
+
+def test_the_law_is_fitted_to_uneven_images(both: Collection) -> None:
+    law = dict(drawings(both.groups))[figures.theory_over_images]
+    assert [group.attrs["name"] for group in law] == ["resnet9, imbalance few"]
+    # make_images has the losses n^-1/2: the law's, but for its logarithm.
+    assert (law[0]["r_squared"] > 0.95).all()
+    fitted = law[0]["critical_count"].values.mean()
+    assert f"n_c {fitted:.3g}" in figures.theory_over_images(*law).alt
 
 
 def test_the_page_has_both(both: Collection) -> None:
@@ -89,4 +99,6 @@ def test_the_page_has_both(both: Collection) -> None:
     assert "In images: " in page
     assert 'id="table-falls"' in page
     assert 'id="figure-9"' in page
+    assert 'id="theory-over-images"' in page
+    assert 'id="table-image-theory"' in page
     assert "--image-wd1:" in page

@@ -10,8 +10,8 @@ import pytest
 from frequency_bins import Run, class_record, publish
 from reports import figures, tables
 from reports.groups import Collection, collect, for_drawing, over_seeds
-from reports.page import render
 from reports.ranks import share_explained
+from reports.table_views import difficulty_view
 
 COUNTS = np.array([4, 9, 20, 40])
 SEEDS = {0: [2, 0, 3, 1], 1: [1, 3, 0, 2], 2: [0, 1, 2, 3]}  # the rank that class k has
@@ -91,4 +91,6 @@ def test_figure_9_draws_both(shuffled: Collection) -> None:
         ]  # fmt: skip
         mean = 100 * np.mean([accuracy(0.1, seed) for seed in SEEDS], axis=0)
         np.testing.assert_allclose(by_class.lines[1].get_ydata(), mean)
-    assert 'id="table-difficulty"' in render(shuffled)
+    view = difficulty_view(shuffled.groups)
+    assert view is not None
+    assert [row[0] for row in view.bodies[0][1]] == ["0", "0.1"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ufm import UFMProblem, closed_form, neural_collapse
-from ufm.geometry import class_errors
+from ufm.geometry import class_errors, mean_cosine
 
 PROBLEM = UFMProblem(class_counts=[50, 20, 7, 1, 1], lambda_W=1e-2, lambda_H=2e-2)
 OPTIMUM = closed_form(PROBLEM)
@@ -45,6 +45,27 @@ def test_within_class_spread_by_hand():
     # S_B = [[1, -1/2], [-1/2, 1/4]] has pinv S_B / (5/4)^2: tr(S_W pinv) / 2.
     assert measured.within_class_pinv == pytest.approx(0.5 * 1 / 1.5625 / 2)
     assert measured.margin.tolist() == [1.0, 1.0]
+
+
+def test_class_means_and_variances_stand_for_the_samples():
+    problem = UFMProblem(class_counts=[6, 3, 4], lambda_W=1e-3, lambda_H=1e-3)
+    torch.manual_seed(0)
+    H, W = torch.rand(5, 13).double(), torch.randn(3, 5).double()
+    parts = H.split([6, 3, 4], dim=1)
+    means = torch.stack([part.mean(dim=1) for part in parts], dim=1)
+    variance = torch.stack([part.var(dim=1, correction=0).sum() for part in parts])
+    whole = neural_collapse(problem, W, H)
+    reduced = neural_collapse(problem, W, means, within_class_variance=variance)
+    assert math.isnan(reduced.within_class_pinv)
+    for name in ("within_class", "equinorm", "equiangle", "orthogonal_frame", "self_duality"):
+        assert getattr(reduced, name) == pytest.approx(getattr(whole, name))
+    assert reduced.rank == whole.rank
+
+
+def test_mean_cosine_by_hand():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]).double()
+    assert mean_cosine(rows) == pytest.approx(2 * 0.5**0.5 / 3)
+    assert math.isnan(mean_cosine(rows[:1]))
 
 
 def test_class_errors_against_the_closed_form():

@@ -12,10 +12,14 @@ import tarfile
 from pathlib import Path
 from random import Random
 
+import safetensors.torch
+import torch
+
 from frequency_bins.tests.fuzzing import Canary, Reader, Target
 from frequency_bins.tests.mutations import mutate_bytes
 from vision_appendix.configs import DataConfig
 from vision_appendix.imbalanced_cifar10 import load_images
+from vision_appendix.last_layer import LAST_LAYER, read_last_layer
 
 _NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
 
@@ -107,6 +111,26 @@ def _batches(folder: Path) -> Reader:
     return read
 
 
+def _layers() -> list[bytes]:
+    layer = {
+        "classifier": torch.ones(3, 2),
+        "class_means": torch.ones(3, 2),
+        "within_class_variance": torch.ones(3),
+    }
+    return [
+        safetensors.torch.save(layer),
+        safetensors.torch.save({name: value.to(torch.bfloat16) for name, value in layer.items()}),
+    ]
+
+
+def _layer_reader(folder: Path) -> Reader:
+    def read(content: bytes) -> None:
+        (folder / LAST_LAYER).write_bytes(content)
+        read_last_layer(folder, 3)
+
+    return read
+
+
 _PACKERS = (
     ("", bytes),
     (".gz", lambda content: gzip.compress(content, 1)),
@@ -116,4 +140,5 @@ _MODULES = ("vision_appendix.imbalanced_cifar10", "tarfile")
 TARGETS = [
     Target("cifar-10-python.tar", _archives, _reader, "data", _mutate, _MODULES, refused=True),
     Target("data_batch_1", _batch, _batches, "data_batch_1", modules=_MODULES, refused=True),
+    Target(LAST_LAYER, _layers, _layer_reader, LAST_LAYER, modules=("vision_appendix.last_layer",)),
 ]

@@ -17,11 +17,11 @@ from vision_appendix import training
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import DataConfig, RunConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages, load_images, resolve_counts
+from vision_appendix.last_layer import last_layer
 from vision_appendix.training import (
     Progress,
     build,
     evaluation_steps,
-    last_layer,
     learning_rate,
     training_step,
 )
@@ -268,6 +268,6 @@ def test_bfloat16_trains_too(digits: LabelledImages) -> None:
 def test_last_layer_of_a_class_without_spread(digits: LabelledImages) -> None:
     one = digits.subset([1] * 10, 0)
     config = RunConfig(**(TINY | {"class_counts": (1,) * 10}))
-    layer = last_layer(config, build(config, one)[0], one)
+    layer = last_layer(build(config, one)[0], one)
     assert layer["within_class_variance"].tolist() == [0.0] * 10
     assert layer["class_means"].shape == (10, 16)
