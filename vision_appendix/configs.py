@@ -25,7 +25,7 @@ class DataConfig:
     dataset: Literal["digits", "cifar10"] = "digits"
     """digits (8x8, built in) or cifar10"""
     data_dir: Path | None = None
-    """folder of the original CIFAR-10 batches; without it they are downloaded"""
+    """folder of the original CIFAR-10 batches, or their archive; without it they are downloaded"""
     cache_dir: Path = Path("cache")
     """where a download is kept"""
 

@@ -100,8 +100,9 @@ def resolve_counts(config: RunConfig, data: LabelledImages) -> tuple[int, ...]:
 def load_images(config: DataConfig) -> LabelledImages:
     """The whole set. Raises ValueError for a folder without it or a batch that is not the original.
 
-    CIFAR-10 is read from `data_dir`: the extracted batches or their archive, held against the
-    md5s that torchvision knows; without a folder torchvision downloads it into `cache_dir`.
+    CIFAR-10 is read from `data_dir`: the extracted batches or their archive, or the archive itself,
+    held against the md5s that torchvision knows; without it torchvision downloads them into
+    `cache_dir`.
     """
     if config.dataset == "digits":
         if config.data_dir is not None:
@@ -153,11 +154,11 @@ def _read_originals(folder: Path, names: list[str]) -> dict[str, bytes]:
     for place in (folder / "cifar-10-batches-py", folder):
         if (place / names[0]).is_file():
             return {name: read_file(place / name, most_bytes=_MOST_BATCH) for name in names}
-    archives = sorted(folder.glob("cifar-10-python.tar*"))
+    archives = [folder] if folder.is_file() else sorted(folder.glob("cifar-10-python.tar*"))
     if not archives:
         raise ValueError(
             f"{folder} holds no CIFAR-10; expected the folder cifar-10-batches-py "
-            "or the archive cifar-10-python.tar.gz in it"
+            "or the archive cifar-10-python.tar.gz in it, or that archive"
         )
     try:
         contents = _read_archive(archives[0], names)
@@ -237,15 +238,25 @@ def _labelled(
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(array)
-    pixels = arrays[0].reshape(-1, images.shape[-1])
+    mean, std = _pixel_statistics(arrays[0])
     tensors = [torch.from_numpy(array) for array in arrays]
     return LabelledImages(
         images=tensors[0],
         labels=tensors[1],
         test_images=tensors[2],
         test_labels=tensors[3],
-        pixel_mean=torch.from_numpy(pixels.mean(axis=0)).float(),
-        pixel_std=torch.from_numpy(pixels.std(axis=0)).float(),
+        pixel_mean=torch.from_numpy(mean).float(),
+        pixel_std=torch.from_numpy(std).float(),
         class_names=class_names,
         data_hash=digest.hexdigest()[:16],
     )
+
+
+def _pixel_statistics(images: UInt8[np.ndarray, "N H W C"]) -> tuple[np.ndarray, np.ndarray]:
+    """(C) mean and standard deviation, exact: 256 values and how often each occurs."""
+    channels = [images[..., c].ravel() for c in range(images.shape[-1])]
+    shares = np.stack([np.bincount(pixels, minlength=256) / len(pixels) for pixels in channels])
+    values = np.arange(256.0)
+    mean = shares @ values
+    variance = (shares * (values - mean[:, None]) ** 2).sum(axis=1)
+    return mean, np.sqrt(variance)
