@@ -661,6 +661,7 @@ def vision(settings: Settings, record: Record) -> None:
         data = replace(data, test_images=pixels[:tests], test_labels=labels[:tests])
     data = data.to(device)
     record.figure("images", settings.cifar10 or "random: accuracy means nothing")
+    seconds, accuracy, speed = {}, {}, {}
     for precision in ("bfloat16", "float32"):
         config = RunConfig(
             width=settings.image_width,
@@ -674,16 +675,32 @@ def vision(settings: Settings, record: Record) -> None:
             run = Run.create(Path(folder), asdict(config))
             with attempt(run) as mine:
                 train(config, data, mine)
-            seconds, last = time.perf_counter() - begin, run.scalars()[-1]
-        record.figure(f"{precision}: seconds of a full run, evaluations included", seconds)
-        record.figure(f"{precision}: test accuracy", last["test_accuracy"])
+            seconds[precision] = time.perf_counter() - begin
+            accuracy[precision] = run.scalars()[-1]["test_accuracy"]
+        record.figure(
+            f"{precision}: seconds of a full run, evaluations included", seconds[precision]
+        )
+        record.figure(f"{precision}: test accuracy", accuracy[precision])
     steps = settings.warm_up + settings.steps
     for name, loop in (
         ("ours", ours(config, data, steps)),
         ("plain DataLoader loop", plain(config, data, steps, settings.workers)),
     ):
-        speed = images_per_second(loop, config, device, settings.warm_up)
-        record.figure(f"float32: images/s, {name}", speed)
+        speed[name] = images_per_second(loop, config, device, settings.warm_up)
+        record.figure(f"float32: images/s, {name}", speed[name])
+    if device.type == "cuda":
+        ratio = speed["ours"] / speed["plain DataLoader loop"]
+        vision_targets(record, seconds, accuracy if settings.cifar10 else {}, ratio)
+
+
+def vision_targets(
+    record: Record, seconds: dict[str, float], accuracy: dict[str, float], ratio: float
+) -> None:
+    """On a GPU: 94 % of CIFAR-10, in 15 s at the faster precision, 5 times the plain loop."""
+    for precision, found in accuracy.items():
+        record.check(f"{precision}: test error", 1 - found, 0.06)
+    record.check("seconds of a full run at the faster precision", min(seconds.values()), 15)
+    record.check("images/s of the plain DataLoader loop over ours", 1 / ratio, 1 / 5)
 
 
 # ------------------------------------------------------------------------------------- the run

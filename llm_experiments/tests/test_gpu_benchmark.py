@@ -24,6 +24,17 @@ def test_a_part_on_the_cpu(part: str, tmp_path: Path) -> None:
     assert gpu.lines_of(part, written | {"seconds": 1.0})
 
 
+def test_the_targets_of_vision(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+
+    def held(seconds: float, accuracy: float, ratio: float) -> list[bool]:
+        gpu.vision_targets(gpu.Record(path), {"a": seconds, "b": 99.0}, {"a": accuracy}, ratio)
+        return [check["held"] for check in json.loads(path.read_text())["checks"].values()]
+
+    assert held(14.0, 0.941, 5.1) == [True, True, True]
+    assert held(16.0, 0.939, 4.9) == [False, False, False]
+
+
 def test_a_wrong_head_breaks_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = gpu.head_results
 
