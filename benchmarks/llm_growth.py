@@ -1,15 +1,15 @@
 """Peak memory and time of a training step as vocabulary, context and model grow, beside the plan.
 
-    python -m benchmarks.llm_growth [--axis vocabulary context width layers] [--threads 2]
+    python -m benchmarks.llm_growth [--axis vocabulary context width layers]
 
 OpenELM from a middle size on, one of the four numbers growing while the others stay. Every point is
 a process of its own, which first does a small step (that leaves threads and buffers behind), then
-five steps of the real size: forward, loss head, backward, token metrics, AdamW. "Step" is the
-median of the last four, "resident" the peak of the process's memory beyond the small step. glibc
-keeps freed memory in pieces, so that is more than was ever in use at once, which "in use" is: the
-peak in another process, with every large tensor in a mapping of its own. "Plan" is what
-`python -m llm_experiments plan` says of the same step: state and activations, and floating-point
-operations. Exponents are slopes in double logarithms between the two largest points.
+five steps of the real size: forward, loss head, backward, token metrics, AdamW. "Step" is the CPU
+time of one thread, the median of the last four; "resident" the peak of the process's memory beyond
+the small step. glibc keeps freed memory in pieces, so that is more than was ever in use at once,
+which "in use" is: the peak in another process, with every large tensor in a mapping of its own.
+"Plan" is what `python -m llm_experiments plan` says of the same step: state and activations, and
+floating-point operations. Exponents are slopes in double logarithms between the two largest points.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ GROWN = {
 
 
 def step_times(size: Size, steps: int) -> list[float]:
-    """Seconds of each of a few training steps."""
+    """CPU seconds of each of a few training steps."""
     model = size.model()
     optimizer = build_optimizer(model, RunConfig(weight_decay=0.1))
     metrics = ClassMetrics(size.vocabulary)
@@ -83,13 +83,13 @@ def step_times(size: Size, steps: int) -> list[float]:
     times = []
     for _ in range(steps):
         sequences = torch.randint(5, size.vocabulary, (size.batch, size.context))
-        begin = time.perf_counter()
+        begin = time.process_time()
         losses, targets = token_losses(model, sequences, uniform)
         losses.objective.backward()
         metrics.update(losses.loss, targets, losses.correct)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
     return times
 
 
@@ -116,13 +116,11 @@ def peak_in_use(size: Size) -> int:
     return peak(size, COUNTED_STEPS)[0]
 
 
-def measure(size: Size, threads: int) -> dict[str, float]:
+def measure(size: Size) -> dict[str, float]:
     """Memory in bytes, seconds a step, and the plan."""
-    held, seconds = in_a_process(peak, threads, size, TIMED_STEPS)
-    used = in_a_process(peak_in_use, threads, size)
-    return {"resident": held, "in use": used, "seconds": seconds} | in_a_process(
-        planned, threads, size
-    )
+    held, seconds = in_a_process(peak, size, TIMED_STEPS)
+    used = in_a_process(peak_in_use, size)
+    return {"resident": held, "in use": used, "seconds": seconds} | in_a_process(planned, size)
 
 
 def planned(size: Size) -> dict[str, float]:
@@ -136,10 +134,10 @@ def planned(size: Size) -> dict[str, float]:
     }
 
 
-def in_a_process(function: Callable[..., Any], threads: int, *arguments: Any) -> Any:
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function gives in a copy of this process, which has started no threads of torch."""
     context = multiprocessing.get_context("fork")
-    with context.Pool(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with context.Pool(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return pool.apply(function, arguments)
 
 
@@ -154,16 +152,15 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--axis", nargs="+", default=list(GROWN), choices=list(GROWN))
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {options.threads} threads, from {Size()}")
+    print(f"torch {torch.__version__}, one thread, from {Size()}")
     print("| grown | to | parameters | resident | in use | plan | in use / plan | step | rate |")
     print("|---|---|---|---|---|---|---|---|---|")
     for axis in options.axis:
         rows = []
         for value in GROWN[axis]:
             size = replace(Size(), **{axis: value})
-            found = measure(size, options.threads)
+            found = measure(size)
             rows.append((size, found))
             memory = (f"{found[name] / 2**20:,.0f} MiB" for name in MEMORY)
             print(

@@ -7,7 +7,7 @@ from frequency_bins.bins import FrequencyBins
 from frequency_bins.class_metrics import ClassMetrics
 from frequency_bins.counts import class_counts, coverage, percentile, rare_share, zipf_exponent
 from frequency_bins.devices import resolve_device
-from frequency_bins.learning_speed import carry_forward, learning_speed
+from frequency_bins.learning_speed import carry_back, carry_forward, learning_speed
 from frequency_bins.leases import LeaseLost, RunInUse
 from frequency_bins.records import FORMAT_VERSION, class_record
 from frequency_bins.runs import (
@@ -38,6 +38,7 @@ __all__ = [
     "percentile",
     "rare_share",
     "zipf_exponent",
+    "carry_back",
     "carry_forward",
     "learning_speed",
     "FORMAT_VERSION",

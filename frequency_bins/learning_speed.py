@@ -46,3 +46,13 @@ def carry_forward(
     for row, after in zip(filled[-2::-1], filled[::-1], strict=False):
         np.copyto(row, after, where=np.isnan(row))
     return filled, len(losses) - missing.sum(axis=0, dtype=np.int64)
+
+
+def carry_back(losses: Float[np.ndarray, "T V"]) -> Float[np.ndarray, "T V"]:
+    """Fill the windows in which a class did not occur with the value that was measured next.
+
+    Where `carry_forward` has a loss fall as late as the measurements allow, this has it fall as
+    early: of a loss that only falls, the two give the least and the largest learning speed that
+    its absence leaves open.
+    """
+    return carry_forward(losses[::-1])[0][::-1]

@@ -22,6 +22,7 @@ TABLES = {
     "table_1": tables.table_1,
     "table_1_published": published_table_1,
     "loss_by_bin": tables.loss_by_bin,
+    "speed_by_bin": tables.speed_by_bin,
     "fairness_gap": tables.fairness_gap,
     "theory": tables.theory,
     "repair": tables.repair,
@@ -68,7 +69,8 @@ def saved(figure: ReportFigure, format: str) -> bytes:
 
 
 def tokens(groups: Sequence[xr.Dataset]) -> pd.DataFrame:
-    """One row a class and run: label, training count, final loss and accuracy, learning speed."""
+    """One row a class and run: label, training count, final loss and accuracy, learning speed, and
+    the share of the windows that saw it."""
     frames = []
     for group in groups:
         labels = [display_label(str(label)) for label in group["label"].values]
@@ -86,6 +88,7 @@ def tokens(groups: Sequence[xr.Dataset]) -> pd.DataFrame:
                         "loss": at["loss"].values,
                         "accuracy": at["accuracy"].values,
                         "learning_speed": at["learning_speed"].values,
+                        "windows_seen": at["windows_seen"].values,
                     }
                 )
             )

@@ -323,7 +323,8 @@ def figure_7a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     for axis, group in zip(axes, groups, strict=True):
         _bin_lines(axis, group, over_seeds(group, "bin_loss"), weight_decays(groups))
         loss_axis(axis, 2.5 * highest)
-        _bin_sizes(axis, group)
+        sizes = group["bin_size"].values
+        _bin_shares(axis, group, sizes / sizes.sum())
     axes[0].set_ylabel("loss (nats)")
     _decay_key(figure, weight_decays(groups))
     figure.caption = _caption(
@@ -387,12 +388,14 @@ def figure_7b(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     figure.name, figure.title = "Figure 7b", "Learning speed by how often a token occurs"
     for axis, group in zip(axes, groups, strict=True):
         _bin_lines(axis, group, over_seeds(group, "bin_learning_speed"), weight_decays(groups))
-        axis.set_ylim(0, 1.0)
+        axis.set_ylim(0, 1.08)
+        _bin_shares(axis, group, group["bin_windows_seen"].values.mean(axis=0))
     axes[0].set_ylabel("learning speed S (0 to 1)")
     _decay_key(figure, weight_decays(groups))
     figure.caption = _caption(
         "S = 1 − AUC/T of each token's min–max normalised loss over training, averaged over the "
-        "tokens of a bin: 1 is learned at once, 0 never.",
+        "tokens of a bin: 1 is learned at once, 0 never. Grey numbers: share of the windows of "
+        "training that saw a token of the bin, in %; in the others its loss is the last one seen.",
         groups,
     )
     figure.alt = _bins_alt("Learning speed", groups, "bin_learning_speed")
@@ -710,21 +713,19 @@ def _band(axis: Axes, x: np.ndarray, band: xr.Dataset, colour: str) -> None:
     axis.plot(x[drawn], mean, "o-", color=colour)
 
 
-def _bin_sizes(axis: Axes, group: xr.Dataset) -> None:
-    """The share of the occurring classes that each bin holds, along the top of the panel."""
-    sizes = group["bin_size"].values
-    for middle, size in zip(_bin_middles(group), sizes, strict=True):
-        if size:
-            percent = 100 * size / sizes.sum()
-            axis.annotate(
-                "<.1" if percent < 0.1 else f"{percent:.2g}" if percent < 10 else f"{percent:.0f}",
-                (middle, 1.0),
-                xycoords=("data", "axes fraction"),
-                ha="center",
-                va="top",
-                fontsize=7.5,
-                color=MUTED,
-            )
+def _bin_shares(axis: Axes, group: xr.Dataset, shares: np.ndarray) -> None:
+    """A share for each bin that holds classes, in %, along the top of the panel."""
+    held = group["bin_size"].values > 0
+    for middle, share in zip(_bin_middles(group)[held], 100 * shares[held], strict=True):
+        axis.annotate(
+            "<.1" if share < 0.1 else f"{share:.2g}" if share < 10 else f"{share:.0f}",
+            (middle, 1.0),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="top",
+            fontsize=7.5,
+            color=MUTED,
+        )
 
 
 def _decay_key(figure: ReportFigure, decays: Sequence[float]) -> None:

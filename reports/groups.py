@@ -25,6 +25,7 @@ from frequency_bins import (
     Run,
     average_loss,
     bin_summary,
+    carry_back,
     carry_forward,
     learning_speed,
     perplexity,
@@ -49,6 +50,7 @@ NEEDED = (
     *("class_count", "loss", "final_count", "final_loss", "final_accuracy"),
     *("test_count", "test_accuracy"),
 )
+BY_CLASS = ("loss", "accuracy", "learning_speed", "windows_seen")
 BIN_BASE = 3
 MOST_NAMED_CLASSES = 50
 PARALLEL_FROM = 20
@@ -169,15 +171,19 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
     )
     if not final_count.any() or not counts.any():
         raise ValueError(f"{run.folder}: no class has a final loss")
-    trajectory = carry_forward(record["loss"].values)[0]
-    speed = learning_speed(steps, trajectory) if len(steps) > 1 else np.full_like(loss, math.nan)
+    trajectory, windows = carry_forward(record["loss"].values)
+    values = {
+        "loss": loss,
+        "accuracy": accuracy,
+        "learning_speed": _speed(steps, trajectory),
+        "speed_at_most": _speed(steps, carry_back(record["loss"].values)),
+        "windows_seen": np.where(counts > 0, windows / len(steps), math.nan),
+    }
     picked = _checkpoints(len(steps))
     bins = FrequencyBins.powers(counts, base=BIN_BASE)
     data = xr.Dataset(
         {
-            "loss": ("class", loss),
-            "accuracy": ("class", accuracy),
-            "learning_speed": ("class", speed),
+            **{name: ("class", values[name]) for name in BY_CLASS},
             "test_accuracy": ("class", _last_test_accuracy(record)),
             # For a line that one looks at: half precision will do, and above 100 nats is above.
             "trajectory": (
@@ -185,7 +191,7 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
                 np.minimum(trajectory[picked], 100).astype(np.float16),
             ),
             **_scalars(manifest["config"], counts, final_count, loss, accuracy),
-            **_bin_variables(bins, loss, accuracy, speed),
+            **_bin_variables(bins, values),
             **_few_classes(run, record),
         },
         coords={
@@ -380,15 +386,18 @@ def _scalars(
     }
 
 
-def _bin_variables(
-    bins: FrequencyBins, loss: np.ndarray, accuracy: np.ndarray, speed: np.ndarray
-) -> dict[str, Any]:
+def _speed(steps: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """NaN where one record alone was made."""
+    return learning_speed(steps, losses) if len(steps) > 1 else np.full(losses.shape[1:], math.nan)
+
+
+def _bin_variables(bins: FrequencyBins, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
     variables: dict[str, Any] = {}
-    for name, values in (("loss", loss), ("accuracy", accuracy), ("learning_speed", speed)):
-        summary = bin_summary(bins, values)
+    for name, of_classes in values.items():
+        summary = bin_summary(bins, of_classes)
         variables[f"bin_{name}"] = ("bin", summary.mean)
         variables[f"bin_{name}_std"] = ("bin", summary.std)
-    index = bins.index.numpy()
+    index, loss = bins.index.numpy(), values["loss"]
     ends = [loss[index == place] for place in (index[index >= 0].min(), index.max())]
     ends = [end[np.isfinite(end)] for end in ends]
     variables["fairness_gap"] = float(ends[0].mean() - ends[1].mean())
@@ -427,8 +436,10 @@ def _group(settings: str, runs: Sequence[xr.Dataset]) -> xr.Dataset:
     """Comparable runs along `run`, by weight decay and seed.
 
     Dims run, class, bin, checkpoint. Per class: loss, accuracy (final), learning_speed,
-    test_accuracy (last window, NaN without test data), trajectory (checkpoint, class). Per bin:
-    bin_loss, bin_accuracy, bin_learning_speed, each with _std over the classes. Per run:
+    windows_seen (share of the windows that saw it), test_accuracy (last window, NaN without test
+    data), trajectory (checkpoint, class). Per bin: bin_loss, bin_accuracy, bin_learning_speed,
+    bin_speed_at_most (from `carry_back`), bin_windows_seen, each with _std over the classes. Per
+    run:
     average_loss, token_balanced_loss, token_balanced_perplexity, token_balanced_accuracy,
     fairness_gap and its half width, critical_count, r_squared, neglected, predicted_neglected.
     Losses in nats. Runs whose seed shuffled the counts have ranks for classes; see `by_rank`.

@@ -54,6 +54,20 @@ def table_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
             ),
         ),
         TableView(
+            key="table-speed",
+            title="Learning speed by how often a token occurs",
+            caption="S = 1 − AUC/T, mean over the tokens of each frequency bin. In a window that "
+            "did not see a token, its loss is the last one seen; in brackets, where it differs, S "
+            "with the next one seen instead: how much of a bin's slowness may be absence. Seen: "
+            f"the share of the windows that saw a token of the bin. {seeds}",
+            **_by_decay(
+                tables.speed_by_bin(*groups).query("tokens > 0"),
+                "count",
+                _speed_range,
+                {"windows_seen": ("seen", "{:.0%}")},
+            ),
+        ),
+        TableView(
             key="table-gap",
             title="Fairness gap",
             caption="Loss of the rarest bin minus loss of the most frequent bin, in nats, with its "
@@ -314,6 +328,12 @@ def _by_decay(
 
 def _mean_std(entry: Any) -> str:
     return _plus_minus(entry.mean, entry.std)
+
+
+def _speed_range(entry: Any) -> str:
+    most = _number(entry.at_most)
+    shown = _mean_std(entry)
+    return shown if most == _number(entry.mean) else f"{shown} ({most})"
 
 
 def _mean_interval(entry: Any) -> str:

@@ -52,15 +52,34 @@ def table_1(*groups: xr.Dataset) -> pd.DataFrame:
 
 def loss_by_bin(*groups: xr.Dataset) -> pd.DataFrame:
     """Mean loss of the tokens of each frequency bin by weight decay (Figures 6a and 7a)."""
+    return _by_bin(groups, "bin_loss")
+
+
+def speed_by_bin(*groups: xr.Dataset) -> pd.DataFrame:
+    """Mean learning speed of the tokens of each bin by weight decay (Figures 5 and 7b).
+
+    `windows_seen`: the mean share of the windows that saw a token of the bin. In the others its
+    loss is the last one seen; `at_most` is the speed with the next one seen in its place, so the
+    two tell how much of a bin's slowness may be absence.
+    """
+    return _by_bin(
+        groups, "bin_learning_speed", windows_seen="bin_windows_seen", at_most="bin_speed_at_most"
+    )
+
+
+def _by_bin(groups: Sequence[xr.Dataset], name: str, **beside: str) -> pd.DataFrame:
+    """A variable by bin and weight decay, with the means of others in columns beside it."""
     frames = []
     for group in groups:
-        band = over_seeds(group, "bin_loss")
+        band = over_seeds(group, name)
+        means = {column: over_seeds(group, other)["mean"] for column, other in beside.items()}
         for place, size in enumerate(group["bin_size"].values):
             low, high = (int(group[name].values[place]) for name in ("bin_low", "bin_high"))
             frame = _frame(group, band.isel(bin=place)).assign(
                 count=count_range(low, high),
                 tokens=int(size),
                 share_of_text=float(group["bin_share"].values[place]),
+                **{column: mean.isel(bin=place).values for column, mean in means.items()},
             )
             frames.append(frame)
     return pd.concat(frames, ignore_index=True)

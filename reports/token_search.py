@@ -24,8 +24,9 @@ TRAJECTORY_CELLS = 250_000
 def pack(groups: Sequence[xr.Dataset]) -> str:
     """Labels, counts, bins and, by group and weight decay, means over seeds for every class.
 
-    Final loss in thousandths of a nat (uint16), learning speed in hundredths (uint8) and the loss
-    over training in twentieths of a nat (uint8, only up to TRAJECTORY_CELLS).
+    Final loss in thousandths of a nat (uint16), learning speed in hundredths (uint8), the loss
+    over training in twentieths of a nat (uint8, only up to TRAJECTORY_CELLS) and, by group alone,
+    the share of the windows that saw a class in hundredths (uint8).
     """
     cells = sum(g.sizes["class"] * len(np.unique(g["weight_decay"].values)) for g in groups)
     with_trajectory = cells <= TRAJECTORY_CELLS
@@ -56,6 +57,7 @@ def pack(groups: Sequence[xr.Dataset]) -> str:
         arrays.append(_quantised(speed, 100, "<u1"))
         if trajectory is not None:
             arrays.append(_quantised(trajectory, 20, "<u1"))
+        arrays.append(_quantised(group["windows_seen"].values.mean(axis=0), 100, "<u1"))
     packed = json.dumps(header).encode("ascii") + b"\n" + b"".join(arrays)
     return base64.b64encode(gzip.compress(packed, mtime=0)).decode("ascii")
 

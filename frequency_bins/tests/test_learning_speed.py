@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frequency_bins import carry_forward, learning_speed
+from frequency_bins import carry_back, carry_forward, learning_speed
 
 FINITE = st.floats(0, 1e6)
 
@@ -77,3 +77,24 @@ def test_carry_forward_against_a_loop(losses: list[list[float | None]]) -> None:
         for t, value in enumerate(column):
             last = last if value is None else value
             assert filled[t, k] == last or (np.isnan(filled[t, k]) and np.isnan(last))
+
+
+@given(falls=st.lists(st.tuples(FINITE, st.booleans()), min_size=3, max_size=12), seen=st.data())
+def test_absence_leaves_the_speed_of_a_falling_loss_between_the_two_fillings(
+    falls: list[tuple[float, bool]], seen: st.DataObject
+) -> None:
+    """Whatever the loss was where it was not seen, between its neighbours that were."""
+    known = [0, len(falls) - 1, *(t for t, (_, is_seen) in enumerate(falls) if is_seen)]
+    truth = np.array(sorted((loss for loss, _ in falls), reverse=True))[:, None]
+    measured = np.full_like(truth, np.nan)
+    measured[known] = truth[known]
+    steps = np.cumsum([seen.draw(st.integers(1, 9)) for _ in falls])
+    least = learning_speed(steps, carry_forward(measured)[0]).item()
+    most = learning_speed(steps, carry_back(measured)).item()
+    assert least - 1e-9 <= learning_speed(steps, truth).item() <= most + 1e-9
+
+
+def test_carry_back_takes_what_comes_after() -> None:
+    gaps = np.array([[np.nan, 3.0], [5.0, np.nan], [np.nan, np.nan], [4.0, np.nan]])
+    assert carry_back(gaps).T.tolist() == [[5.0, 5.0, 4.0, 4.0], [3.0, 3.0, 3.0, 3.0]]
+    assert np.isnan(carry_back(np.full((2, 1), np.nan))).all()

@@ -28,6 +28,7 @@
     group.loss = take(2 * cells);
     group.speed = take(cells);
     group.trajectory = take(cells * group.steps.length);
+    group.seen = take(group.size);
     choice.add(new Option(group.name));
   }
   choice.parentElement.hidden = header.groups.length === 1;
@@ -73,7 +74,10 @@
     const made = document.createElement("tr"), head = element("th");
     head.scope = "row";
     head.append(element("code", words.labels[i]));
-    made.append(head, element("td", count(words, i).toLocaleString("en")));
+    const often = element("td", count(words, i).toLocaleString("en"));
+    const seen = view.getUint8(group.seen + i);
+    often.append(element("small", seen >= 100 ? "" : ` in ${seen} %`));
+    made.append(head, often);
     group.decays.forEach((_, d) => {
       const code = view.getUint16(group.loss + 2 * (d * group.size + i), true);
       const speed = view.getUint8(group.speed + d * group.size + i);

@@ -133,7 +133,9 @@ def test_the_search_finds_tokens_and_runs_none(
             tab.select_option("#group", index=place)
             row = _look(tab, "token7")[0]
             at = group["label"].values.tolist().index("token7")
-            assert row[:2] == ["token7", str(group["class_count"].values[at])]
+            seen = 100 * group["windows_seen"].values[:, at].mean()
+            count = f"{group['class_count'].values[at]} in {seen:.0f} %"
+            assert row[:2] == ["token7", count]
             shown = [cell.split(" S ") for cell in row[2:5]]
             loss = over_seeds(group, "loss")["mean"].values[:, at]
             speed = over_seeds(group, "learning_speed")["mean"].values[:, at]

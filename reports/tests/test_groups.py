@@ -62,20 +62,36 @@ def test_learning_speed_is_one_minus_the_area(study: Path, collection: Collectio
     record = run.classes()
     group = next(g for g in collection.groups if run.id in g["run"].values)
     steps = record["step"].values
-    for k in (0, 20, 290):
-        losses, last = [], math.nan
-        for value in record["loss"].values[:, k]:
-            last = last if math.isnan(value) else float(value)
-            losses.append(last)
-        first = next((value for value in losses if not math.isnan(value)), math.nan)
-        losses = [first if math.isnan(value) else value for value in losses]
-        low, high = min(losses), max(losses)
-        expected = 0.0
-        if high > low:
-            scaled = [(value - low) / (high - low) for value in losses]
-            expected = 1 - np.trapezoid(scaled, steps) / (steps[-1] - steps[0])
-        found = float(group.sel(run=run.id)["learning_speed"][k])
-        assert found == pytest.approx(expected, abs=1e-12)
+    at = group.sel(run=run.id)
+    most: dict[int, float] = {}
+    for k in range(295):
+        losses = record["loss"].values[:, k].tolist()
+        seen = [t for t, value in enumerate(losses) if not math.isnan(value)]
+        assert float(at["windows_seen"][k]) == len(seen) / 20
+        if not seen:
+            assert math.isnan(at["learning_speed"][k])
+            continue
+        before = [losses[max((s for s in seen if s <= t), default=seen[0])] for t in range(20)]
+        after = [losses[min((s for s in seen if s >= t), default=seen[-1])] for t in range(20)]
+        expected = _speed(before, steps)
+        assert float(at["learning_speed"][k]) == pytest.approx(expected, abs=1e-12)
+        most[k] = _speed(after, steps)
+    counts = record["class_count"].values
+    for place, (low, high) in enumerate(
+        zip(at["bin_low"].values, at["bin_high"].values, strict=True)
+    ):
+        members = [k for k in most if low <= counts[k] < high]
+        if members:
+            mean = sum(most[k] for k in members) / len(members)
+            assert float(at["bin_speed_at_most"][place]) == pytest.approx(mean, abs=1e-12)
+
+
+def _speed(losses: list[float], steps: np.ndarray) -> float:
+    low, high = min(losses), max(losses)
+    if high == low:
+        return 0.0
+    scaled = [(value - low) / (high - low) for value in losses]
+    return float(1 - np.trapezoid(scaled, steps) / (steps[-1] - steps[0]))
 
 
 def test_the_fit_finds_the_critical_count_that_was_put_in(tmp_path: Path) -> None:

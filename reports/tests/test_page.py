@@ -183,8 +183,12 @@ def test_packed_search_round_trip(collection: Collection) -> None:
     np.testing.assert_array_equal(loss == NO_LOSS, np.isnan(mean))
     np.testing.assert_allclose(loss[loss != NO_LOSS] / 1000, mean[loss != NO_LOSS], atol=5.1e-4)
     cells = 3 * size
-    each = cells * (2 + 1 + len(told["groups"][0]["steps"]))
+    each = cells * (2 + 1 + len(told["groups"][0]["steps"])) + size
     assert len(arrays) == 4 * size + 2 * each
+    seen = np.frombuffer(arrays, "<u1", count=size, offset=3 * size + each)
+    share = group["windows_seen"].values.mean(axis=0)
+    np.testing.assert_array_equal(seen == 255, np.isnan(share))
+    np.testing.assert_allclose(seen[seen < 255] / 100, share[seen < 255], atol=5.1e-3)
 
 
 @pytest.mark.usefixtures("one_figure")

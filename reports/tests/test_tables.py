@@ -48,6 +48,17 @@ def test_table_1_to_the_printed_digit(study: Path, collection: Collection) -> No
                 assert row[column] == f"{mean:.3f} ± {std:.3f}"
 
 
+def test_speed_by_bin_tells_absence_from_slowness(collection: Collection) -> None:
+    frame = tables.speed_by_bin(*collection.groups)
+    seen, held = frame["windows_seen"], frame["tokens"] > 0
+    assert (np.diff(seen[held & (frame["runs"] == "qwen2-tiny")].values[::3]) >= 0).all()
+    # The study's losses only fall, and its frequent tokens are in every window.
+    assert (frame["at_most"] >= frame["mean"])[held].all()
+    assert (frame["at_most"] > frame["mean"])[held & (seen < 0.5)].all()
+    assert (frame["at_most"] == frame["mean"])[held & (seen == 1)].all()
+    assert (seen[held].min(), seen[held].max()) == (pytest.approx(0.066, abs=0.01), 1)
+
+
 def test_loss_by_bin_covers_every_class_and_token(study: Path, collection: Collection) -> None:
     frame = tables.loss_by_bin(*collection.groups)
     for name, part in frame.groupby("runs"):
