@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 
 from frequency_bins import percentile, rare_share
 from reports.groups import (
+    MOST_NAMED_CLASSES,
     REPAIRS,
     class_mean,
     corpus,
@@ -34,7 +35,7 @@ from reports.groups import (
     weight_decays,
 )
 from reports.last_layers import NORMS
-from reports.ranks import by_class
+from reports.ranks import rank_and_class
 from reports.style import (
     CLOUD,
     COMMON,
@@ -462,19 +463,17 @@ def figure_9(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
 
     Shuffled runs are drawn by rank in count, then by class.
     """
-    groups = tuple(
-        view for group in groups for view in (group, by_class(group)) if view is not None
-    )
-    figure, axes = _panels(groups, narrow, height=3.4, sharex=False)
+    views = [view for group in groups for view in rank_and_class(group)]
+    figure, axes = _panels(views, narrow, height=3.4, sharex=False)
     figure.name, figure.title = "Figure 9", "Test accuracy of each class"
     decays = weight_decays(groups)
     colours = decay_colours(decays)
     said = []
-    for axis, group in zip(axes, groups, strict=True):
-        names, mean = _class_lines(axis, group, "test_accuracy", colours, scale=100)
+    for axis, view in zip(axes, views, strict=True):
+        names, mean = _class_lines(axis, view, "test_accuracy", colours, scale=100)
         axis.set_ylim(0, 103)
         first = mean.isel({"class": 0})
-        said.append(f"{group.attrs['name']}: {names[0]} {_ends(first, unit=' %')}")
+        said.append(f"{view.attrs['name']}: {names[0]} {_ends(first, unit=' %')}")
     axes[0].set_ylabel("test accuracy (%)")
     _decay_key(figure, decays)
     figure.caption = _caption(
@@ -572,7 +571,7 @@ def theory_over_losses(*groups: xr.Dataset, narrow: bool = False) -> ReportFigur
         if not axis.has_data():
             axis.remove()
     figure.caption = _caption(
-        "Grey: every token. Points: the mean of each frequency bin. Line: the corrected law "
+        f"{_marks(groups)} Line: the corrected law "
         "loss = −log(1 − (1 − 1/V)·√(n_c/n)), flat at log V for n ≤ n_c, with the critical count "
         "n_c fitted to all tokens of a run, each weighed by its count, since the mean of n losses "
         "varies as 1/n; R² is over the tokens, so weighed, in 1 − exp(−loss).",
@@ -776,16 +775,20 @@ def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str, highest
     counts = group["class_count"].values
     values = class_mean(group, "loss", decay)
     drawn = (counts > 0) & np.isfinite(values)
-    axis.scatter(
-        counts[drawn], values[drawn], s=3, color=CLOUD, alpha=0.25, linewidths=0, rasterized=True
-    )
-    axis.plot(
-        _bin_middles(group),
-        group["bin_loss"].values[chosen].mean(axis=0),
-        "o",
-        color=colour,
-        markersize=4,
-    )
+    if few := len(counts) <= MOST_NAMED_CLASSES:
+        points = counts[drawn], values[drawn]
+    else:
+        axis.scatter(
+            counts[drawn],
+            values[drawn],
+            s=3,
+            color=CLOUD,
+            alpha=0.25,
+            linewidths=0,
+            rasterized=True,
+        )
+        points = _bin_middles(group), group["bin_loss"].values[chosen].mean(axis=0)
+    axis.plot(*points, "o", color=colour, markersize=4)
     fitted = float(group["critical_count"].values[chosen].mean())
     r_squared = float(group["r_squared"].values[chosen].mean())
     grid = np.geomspace(1, counts.max(), 200)
@@ -803,7 +806,7 @@ def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str, highest
         fontsize=8.5,
     )
     count_axis(axis, float(counts.max()))
-    loss_axis(axis, highest)
+    loss_axis(axis, 3 * highest if few else highest)  # few may all be high, where the text is
     axis.tick_params(labelbottom=True)
     axis.set_xlabel("count", fontsize=8.5)
     return (
@@ -829,6 +832,13 @@ def _caption(text: str, groups: Sequence[xr.Dataset], *, runs: bool = True) -> s
     said = [f"{' and '.join(who)} on {how}" if runs else how for how, who in names.items()]
     text = worded(text, groups)
     return f"{text} {'Runs' if runs else 'Corpus'}: {'; '.join(said)}."
+
+
+def _marks(groups: Sequence[xr.Dataset]) -> str:
+    """What the panels of `_law_panel` show."""
+    if all(group.sizes["class"] <= MOST_NAMED_CLASSES for group in groups):
+        return "Points: every token."
+    return "Grey: every token. Points: the mean of each frequency bin."
 
 
 def _cloud_alt(what: str, groups: Sequence[xr.Dataset], name: str) -> str:

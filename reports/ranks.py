@@ -54,6 +54,13 @@ def by_class(group: xr.Dataset) -> xr.Dataset | None:
     )
 
 
+def rank_and_class(group: xr.Dataset) -> list[xr.Dataset]:
+    """The views of a group: of shuffled runs by rank and by class, else itself."""
+    if (classes := by_class(group)) is None:
+        return [group]
+    return [group.assign_attrs(name=f"{group.attrs['name']}, by rank"), classes]
+
+
 def share_explained(values: np.ndarray) -> float:
     """Adjusted R² of the columns' means over the rows' spread; NaN with fewer than two rows.
 

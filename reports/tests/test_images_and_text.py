@@ -90,7 +90,12 @@ def test_the_law_is_fitted_to_uneven_images(both: Collection) -> None:
     # make_images has the losses n^-1/2: the law's, but for its logarithm.
     assert (law[0]["r_squared"] > 0.95).all()
     fitted = law[0]["critical_count"].values.mean()
-    assert f"n_c {fitted:.3g}" in figures.theory_over_images(*law).alt
+    figure = figures.theory_over_images(*law)
+    assert f"n_c {fitted:.3g}" in figure.alt
+    assert figure.caption.startswith("Points: every class.")
+    (points, _), x = figure.axes[0].lines, COUNTS["few"]
+    assert points.get_xdata().tolist() == x
+    np.testing.assert_allclose(points.get_ydata(), 1 / np.sqrt(x))
 
 
 def test_the_page_has_both(both: Collection) -> None:
