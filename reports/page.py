@@ -139,7 +139,7 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     if len({group.sizes["class"] for group in corpora}) > 1:
         found.append((figures.figure_3b, corpora))
     # First on a page of its own kind; else after the text's damage, theory and repair.
-    beside_text = groups is not images
+    beside_text = bool(images) and groups is not images
     of_images: list[Drawing] = [(figures.figure_9, tested)] if tested else []
     if layered := tuple(group for group in tested if group["classifier_norm"].notnull().any()):
         of_images.append((figures.last_layer, layered))
