@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from frequency_bins.executors import ExecutorConfig
 
-DecayGroup = Literal["all", "matrices", "no-classifier", "classifier"]
+DecayGroup = Literal["all", "matrices", "head", "body"]
 DecayMode = Literal["l2", "decoupled"]
 Precision = Literal["float32", "bfloat16"]
 PAPER_COUNTS = (91, 142, 222, 347, 541, 845, 1317, 2055, 3205, 5000)

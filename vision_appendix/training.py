@@ -157,12 +157,12 @@ def build(config: RunConfig, data: LabelledImages) -> tuple[ResNet9, torch.optim
         seed=config.seed,
     )
     model = model.to(data.images.device, memory_format=torch.channels_last)
-    classifier = model.classifier.weight
+    head = model.classifier.weight
     decays: dict[str, Callable[[nn.Parameter], bool]] = {
         "all": lambda parameter: True,
         "matrices": lambda parameter: parameter.ndim > 1,
-        "classifier": lambda parameter: parameter is classifier,
-        "no-classifier": lambda parameter: parameter is not classifier,
+        "head": lambda parameter: parameter is head,
+        "body": lambda parameter: parameter is not head,
     }
     groups = [
         {"params": [p for p in model.parameters() if decays[config.decay](p) == d], "decayed": d}

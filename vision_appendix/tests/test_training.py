@@ -128,7 +128,7 @@ def test_the_final_pass_is_the_trained_networks_loss(
 
 
 @pytest.mark.parametrize("mode", ["l2", "decoupled"])
-@pytest.mark.parametrize("decay", ["all", "matrices", "classifier", "no-classifier"])
+@pytest.mark.parametrize("decay", ["all", "matrices", "head", "body"])
 def test_two_steps_of_sgd_against_the_formulas(
     digits: LabelledImages, decay: str, mode: str
 ) -> None:
@@ -144,12 +144,12 @@ def test_two_steps_of_sgd_against_the_formulas(
         cross_entropy(twin(images), targets).backward()
         rate = learning_rate(config, step, total)
         for name, p in twin.named_parameters():
-            is_classifier = name == "classifier.weight"
+            is_head = name == "classifier.weight"
             decayed = {
                 "all": True,
                 "matrices": "norm" not in name,
-                "classifier": is_classifier,
-                "no-classifier": not is_classifier,
+                "head": is_head,
+                "body": not is_head,
             }[decay]
             assert p.grad is not None
             gradient = p.grad.clone()
