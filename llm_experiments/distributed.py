@@ -157,14 +157,19 @@ class Group:
 ALONE = Group()
 
 
+def processes() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 def join(parallel: Parallel, device: str) -> Group:
     """The group that torchrun has started this process in; ALONE without torchrun.
 
     Raises:
         ValueError: a GPU is asked for and there is none for this process.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ:
+    size = processes()
+    if size == 1:
         return ALONE
     on_gpu = resolve_device(device).type == "cuda"
     if on_gpu:

@@ -21,7 +21,7 @@ from frequency_bins.executors import (
 from frequency_bins.executors import sweep as run_tasks
 from frequency_bins.status import unfinished_business
 from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig
-from llm_experiments.distributed import Follower, Group, follow, group_errors, join, lead
+from llm_experiments.distributed import Follower, Group, follow, group_errors, join, lead, processes
 from llm_experiments.models.presets import build_model
 from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
 from llm_experiments.training import Progress, train
@@ -84,8 +84,14 @@ def retry(study: Path, execution: ExecutorConfig, device: str = "auto") -> dict[
     """Run the failed and lost runs of a study again, from what their manifests hold.
 
     Raises:
-        ValueError: a manifest without its data's place, or data that are others by now.
+        ValueError: a manifest without its data's place, or data that are others by now; several
+            processes of torchrun.
     """
+    if processes() > 1:
+        raise ValueError(
+            f"retry does a run in one process, not in {processes()} of torchrun; expected the "
+            "sweep's own command under it, which does failed runs again too"
+        )
     runs = unfinished_business(study)
     with contextlib.closing(SweepProgress()) as progress:
         tasks = [_task_again(run, device) for run in runs]

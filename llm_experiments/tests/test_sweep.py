@@ -252,3 +252,12 @@ def test_retry_does_what_failed_and_nothing_else(
     assert records(tmp_path / "s") == records(undisturbed)
     assert (good.folder / "classes.nc").stat().st_mtime_ns == before
     assert main(["retry", str(tmp_path / "s")]) == 0
+
+
+def test_retry_under_torchrun_says_what_to_do_instead(
+    undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["retry", str(undisturbed)]) == 2
+    assert "not in 2 of torchrun" in capsys.readouterr().err

@@ -1,0 +1,11 @@
+"""The report of a hostile store, for a second; `make fuzz` does it at length."""
+
+from __future__ import annotations
+
+from frequency_bins.tests.fuzzing import check
+from reports.tests.fuzz_targets import TARGETS
+
+
+def test_hostile_manifests_end_in_a_report_or_a_clear_error() -> None:
+    (target,) = TARGETS
+    check(target, 60, examples=5)
