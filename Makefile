@@ -31,7 +31,7 @@ fuzz: $(VENV)/installed-test
 	-$(PIP) --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m frequency_bins.tests.fuzzing \
 		$(addsuffix .fuzz_targets,frequency_bins.tests theory_tests vision_appendix.tests \
-		llm_experiments.tests)
+		llm_experiments.tests reports.tests)
 
 mutants: $(VENV)/installed-test
 	$(BIN)/python -m theory_tests.mutants

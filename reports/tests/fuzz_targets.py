@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from random import Random
 from unittest import mock
 
 from frequency_bins import Run, run_id
@@ -39,6 +41,17 @@ def _manifests() -> list[bytes]:
         json_document({"config": images, "status": "finished"} | more),
         json_document({"config": config, "status": "failed", "error": "no"} | more),
     ]
+
+
+def _mutate(content: bytes, random: Random) -> bytes:
+    """Other values, keys and shapes, mostly: broken JSON is the manifest's own reader's."""
+    for _ in range(10):
+        changed = mutate_json(content, random)
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            if json.loads(changed)["config"].items():
+                return changed
+        content = random.choice(_manifests())
+    return changed
 
 
 def _reader(folder: Path) -> Reader:
@@ -85,7 +98,7 @@ TARGETS = [
         _manifests,
         _reader,
         "manifest.json",
-        mutate_json,
+        _mutate,
         ("reports.groups", "reports.page", "reports.tables", "reports.table_views"),
     )
 ]
