@@ -162,7 +162,7 @@ def test_a_damaged_archive_is_named(content: bytes | None, tmp_path: Path) -> No
         content = buffer.getvalue()
     path.write_bytes(content)
     for place in (tmp_path, path):
-        with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz"):
+        with pytest.raises(ValueError, match=r"tar\.gz(: cut short or no| does not hold)"):
             load_images(DataConfig(dataset="cifar10", data_dir=place))
 
 
