@@ -1,10 +1,11 @@
 # make demo      train the small sweep, fit the theory, build the page
 # make test      lint, types and every test
-# make fuzz      100,000 hostile files for every reader: hours
+# make fuzz      100,000 hostile files for every reader: hours; RUNS=1000 for minutes
 # make mutants   break each formula of the closed form once; the tests must notice every time
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+RUNS   ?= 100000
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test browser fuzz mutants lint types clean
@@ -29,7 +30,7 @@ browser:
 
 fuzz: $(VENV)/installed-test
 	-$(PIP) --constraint constraints.txt --editable '.[fuzz]'
-	$(BIN)/python -m frequency_bins.tests.fuzzing \
+	$(BIN)/python -m frequency_bins.tests.fuzzing --runs $(RUNS) \
 		$(addsuffix .fuzz_targets,frequency_bins.tests theory_tests vision_appendix.tests \
 		llm_experiments.tests reports.tests)
 
