@@ -1,10 +1,12 @@
 """What a sweep costs beside its runs: start-up, leases, publication, hand-over.
 
-    python -m benchmarks.sweep_overhead --executors local ray --runs 50 500
+    python -m benchmarks.sweep_overhead --executors local ray slurm --runs 50 500
 
 A run does `--seconds` of arithmetic, leaves a record like any other and is handed out, leased and
 published as any other. The overhead is the time of the whole sweep, from the start of its process
-to its end, over the time that the runs' own work takes on as many cores.
+to its end, over the time that the runs' own work takes on as many cores. Slurm is stood in for by
+commands that begin a job at once (frequency_bins/tests/slurm_standins.py): what its queue adds is
+not in it.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ import numpy as np
 
 from frequency_bins import Attempt, Run, class_record
 from frequency_bins.executors import ExecutorConfig, SweepProgress, Task, open_pool, sweep
+from frequency_bins.tests.slurm_standins import stand_in
 
 CLASSES = 1000
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,9 @@ def run_sweep(study: Path, executor: str, runs: int, seconds: float) -> None:
         run = Run.create(study, vars(config))
         folder = run.folder.resolve()
         tasks.append(Task(folder=folder, work=work, argument=config, steps=1, label=f"seed {seed}"))
-    config = ExecutorConfig(executor=executor)  # type: ignore[arg-type]
+    # Nobody queues Slurm's jobs here.
+    at_once = len(os.sched_getaffinity(0)) if executor == "slurm" else None
+    config = ExecutorConfig(executor=executor, runs_in_parallel=at_once)  # type: ignore[arg-type]
     open_it = functools.partial(open_pool, config, device="cpu", threads=1)
     counts = sweep(tasks, open_it, SweepProgress())
     if counts.get("finished") != runs:
@@ -94,8 +100,11 @@ def main() -> None:
                 command = [sys.executable, "-m", "benchmarks.sweep_overhead"]
                 command += ["--one", f"{folder}/study", executor, "--runs", str(runs)]
                 command += ["--seconds", str(options.seconds)]
+                added = stand_in(Path(folder)) if executor == "slurm" else {}
+                # Slurm's files are put into the working folder.
+                where = {"cwd": folder, "env": environment | added | {"PYTHONPATH": str(ROOT)}}
                 begin = time.perf_counter()
-                subprocess.run(command, env=environment, check=True, capture_output=True)
+                subprocess.run(command, check=True, capture_output=True, **where)
                 whole = time.perf_counter() - begin
             own = runs * options.seconds / cores
             each = 1000 * (whole - own) * cores / runs

@@ -1,12 +1,8 @@
-"""Slurm through submitit, with commands of our own in place of Slurm's: each job is a process.
-
-They do what submitit asks of sbatch, srun, sacct and scancel, and no more; no real queue.
-"""
+"""Slurm through submitit, with commands of our own in place of Slurm's (slurm_standins.py)."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,45 +11,13 @@ import pytest
 
 from frequency_bins.leases import attempt_folders
 from frequency_bins.runs import read_study
+from frequency_bins.tests.slurm_standins import stand_in
 from frequency_bins.tests.test_faults import ROOT, command, environment
-
-SBATCH = """#!/bin/sh
-# A job's number is that of the lines in the list; the first job's node fails at once.
-echo job >> "$JOBS/list"; id=$(wc -l < "$JOBS/list"); file=$(eval echo \\${$#})
-cp "$file" "$JOBS/$id.sh"; echo RUNNING > "$JOBS/$id.state"
-if [ "$id" = 1 ]; then echo NODE_FAIL > "$JOBS/$id.state"; else
-  export SLURM_JOB_ID=$id SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1
-  export SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=here
-  (sh "$file"; echo COMPLETED > "$JOBS/$id.state") > "$JOBS/$id.out" 2>&1 &
-fi
-echo "Submitted batch job $id"
-"""
-SRUN = """#!/bin/sh
-# Everything before the Python of the job is an option of srun.
-while [ "${1%python*}" = "$1" ]; do shift; done
-exec "$@"
-"""
-SACCT = """#!/bin/sh
-echo "JobID|State|NodeList"
-for state in "$JOBS"/*.state; do
-  id=$(basename "$state" .state); echo "$id|$(cat "$state")|here"
-done
-"""
 
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is missing")
 def test_a_sweep_through_slurm_survives_a_node_that_fails(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    for name, script in {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT, "scancel": ""}.items():
-        path = tmp_path / "bin" / name
-        path.write_text(script or "#!/bin/sh\n")
-        path.chmod(0o755)
-    (tmp_path / "jobs").mkdir()
-    added = {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "JOBS": str(tmp_path / "jobs"),
-        "PYTHONPATH": str(ROOT),
-    }
+    added = stand_in(tmp_path) | {"PYTHONPATH": str(ROOT), "FAIL_FIRST": "1"}
     study = tmp_path / "s"
     result = subprocess.run(
         [*command(study), "--runs", "2", "--executor", "slurm"],
