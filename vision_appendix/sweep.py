@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,12 @@ def create_task(config: SweepConfig, cell: Cell, data: LabelledImages) -> Task:
 def _task_again(run: Run, device: str) -> Task:
     data, config = of_manifest(run, DataConfig, RunConfig)
     images = _loaded(data, torch.device("cpu"))
-    cell = Cell(config=config, class_counts=resolve_counts(config, images))
+    # A manifest's counts are those of the run's own classes, whatever they were made from.
+    counts, imbalance = config.class_counts, run.config["imbalance"]
+    if imbalance != config.imbalance:
+        config = replace(config, class_counts=(), imbalance=imbalance)
+    images.check(counts)
+    cell = Cell(config=config, class_counts=counts)
     if run_id(_resolved(data, cell, images)) != run.id:
         raise ValueError(f"{run.folder}: its images are others by now")
     return _task(run, cell, data, device)

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from frequency_bins import Run, read_study
 from frequency_bins.status import settled_states
+from frequency_bins.tests.inline_pool import InlinePool
 from ufm import phase
 from ufm import sweep as sweeps
 from ufm.__main__ import main
 
 CLASSES = tuple(range(1, 41))
 GRID = ["--class-counts", *map(str, CLASSES), "--points", "50"]
-
-
-class InlinePool:
-    """A pool that makes a call as it comes, in this process."""
-
-    width = 1
-
-    def submit(self, function, /, *arguments):
-        future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    def interrupt(self):
-        pass
-
-    def close(self):
-        pass
 
 
 @pytest.fixture(scope="module")

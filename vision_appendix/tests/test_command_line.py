@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from frequency_bins import Run, read_study
+from frequency_bins.tests.inline_pool import InlinePool
+from vision_appendix import sweep as sweeps
 from vision_appendix.__main__ import main
 from vision_appendix.recipes import RECIPES
 
@@ -145,3 +147,36 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
         for name in ("classes.nc", "last_layer.safetensors"):
             assert (other.folder / name).read_bytes() == (run.folder / name).read_bytes()
         assert json.loads((other.folder / "manifest.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        ["--imbalance", "paper"],
+        ["--imbalance", "paper", "--shuffle-classes"],
+        ["--class-counts", *map(str, range(3, 13)), "--shuffle-classes"],
+    ],
+)
+def test_retry_does_what_failed(
+    counts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sweeps, "open_pool", lambda *_, **__: InlinePool())
+    arguments = ["sweep", "--runs-dir", str(tmp_path), "--study", "s", *counts, *TINY]
+    arguments += ["--epochs", "1", "--weight-decay", "0", "--seed", "3"]
+    with monkeypatch.context() as broken:
+        broken.setattr(sweeps, "train", lambda *_, **__: 1 / 0)
+        assert main(arguments) == 1
+    assert "1 failed" in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "s")]) == 0
+    assert "ZeroDivisionError" in capsys.readouterr().out
+    assert main(["retry", str(tmp_path / "s")]) == 0
+    assert "1 finished" in capsys.readouterr().out
+    (run,) = read_study(tmp_path / "s").runs
+    assert run.manifest["attempt"] == 2
+    record = run.classes()
+    assert record["class_count"].values.tolist() == run.config["class_counts"]
+    assert main(arguments) == 0
+    assert "1 finished earlier" in capsys.readouterr().out

@@ -1,0 +1,92 @@
+"""What executors hand to a run (GPUs, signals to stop), and what `status` shows of it meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from frequency_bins import Attempt, Run, Stopped, attempt, leases, status
+from frequency_bins.attempts import TERMINATED
+from frequency_bins.executors import ExecutorConfig, Task, do, open_pool
+from frequency_bins.executors.local import LocalPool
+from frequency_bins.tests import toy_runs
+
+
+def end_by_signal(mine: Attempt, number: signal.Signals) -> None:
+    """A run whose batch system ends it: it stops at the next step."""
+    assert not mine.should_stop()
+    os.kill(os.getpid(), number)
+    if mine.should_stop():
+        raise Stopped("at step 1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_of_a_batch_system_stops_a_run(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        run = Run.create(tmp_path, {"seed": 0})
+        task = Task(folder=run.folder, work=end_by_signal, argument=number, steps=9, label="")
+        assert do(task).status == "waiting"
+        assert run.status == "waiting"
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+        TERMINATED.clear()  # as the next call of `do` would
+
+
+def test_children_share_the_gpus_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3,5,1,0")
+    config = ExecutorConfig(gpus_per_run=2)
+    with contextlib.closing(open_pool(config, 9, device="cuda", threads=1)) as pool:
+        assert isinstance(pool, LocalPool)
+        assert pool.width == 2
+        assert pool._gpu_sets == ["7,3", "5,1"]
+    with pytest.raises(ValueError, match="gpus_per_run is 6; this machine has 5"):
+        open_pool(ExecutorConfig(gpus_per_run=6), 9, device="cuda", threads=1)
+
+
+def test_a_child_sees_its_gpus_alone() -> None:
+    with contextlib.closing(LocalPool(1, ["3,4"])) as pool:
+        assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "3,4"
+
+
+def test_status_follows_a_run_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.01)
+    (task,) = toy_runs.tasks(tmp_path, 1, steps=100, size=5, checkpoint_every=100)
+    with contextlib.ExitStack() as running:
+        mine = running.enter_context(attempt(Run(task.folder)))
+        mine.resume(20)
+        mine.advance(60, 4.0, "steps/s")
+        watch, left = leases.Watch(), float("nan")
+        while not left < 1e9:
+            (state,) = status.study_states(tmp_path, watch)
+            assert state.status == "running"
+            left = state.seconds_left
+        # As long again as the 40 steps of this attempt took so far.
+        assert (state.step, state.steps) == (60, 100)
+        assert state.note == f"process {os.getpid()} on {os.uname().nodename}"
+        looks = 0
+
+        def sleep(seconds: float) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                toy_runs.walk(mine, task.argument)
+                running.close()
+
+        monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep))
+        assert status.show_status(tmp_path, follow=True) == 0
+    assert looks == 2
+    shown = capsys.readouterr().out
+    assert "1 runs: 1 finished" in shown
+    assert "100/100" in shown
