@@ -595,7 +595,7 @@ def critical_count(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
             if decay not in named:
                 continue
             axis.annotate(
-                f"{mean:.3g}",
+                _rounded(mean),
                 (decay, mean),
                 xytext=(0, 6),
                 textcoords="offset points",
@@ -799,20 +799,25 @@ def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str, highest
     axis.text(
         0.97,
         0.97,
-        f"n_c = {fitted:.3g}\nR² = {r_squared:.2f}",
+        f"n_c = {_rounded(fitted)}\nR² = {r_squared:.2f}",
         ha="right",
         va="top",
         transform=axis.transAxes,
         fontsize=8.5,
     )
     count_axis(axis, float(counts.max()))
-    loss_axis(axis, 3 * highest if few else highest)  # few may all be high, where the text is
+    loss_axis(axis, 10 * highest if few else highest)  # few may all be high, where the text is
     axis.tick_params(labelbottom=True)
     axis.set_xlabel("count", fontsize=8.5)
     return (
-        f"{group.attrs['name']} at weight decay {decay:g}: n_c {fitted:.3g}, "
+        f"{group.attrs['name']} at weight decay {decay:g}: n_c {_rounded(fitted)}, "
         f"R squared {r_squared:.2f}"
     )
+
+
+def _rounded(value: float) -> str:
+    """Three digits, or a whole number."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _ends(mean: xr.DataArray, unit: str = " nats") -> str:

@@ -59,6 +59,7 @@ FIGURES: tuple[Callable[..., ReportFigure], ...] = (
     figures.figure_6b,
     figures.figure_5,
 )
+OF_THE_LAW = (figures.theory_over_losses, figures.critical_count)
 CORPUS_FIGURES = (figures.figure_8, figures.figure_3a)
 _Themes = tuple[tuple[Sequence[float], str], tuple[Sequence[float], str]]
 Drawing = tuple[Callable[..., ReportFigure], tuple[xr.Dataset, ...]]
@@ -130,7 +131,9 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     groups, images = by_kind(groups)
     corpora = _distinct_corpora(groups)
     damaged = tuple(unrepaired(groups))
-    found: list[Drawing] = [(draw, damaged) for draw in FIGURES]
+    # Equal counts have one loss in the law: nothing to fit.
+    uneven = _with_uneven_counts(damaged) or damaged
+    found: list[Drawing] = [(draw, uneven if draw in OF_THE_LAW else damaged) for draw in FIGURES]
     if families(groups):
         members = tuple(group for family in families(groups) for group in family)
         found.insert(3, (figures.repair, members))
@@ -143,8 +146,8 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     of_images: list[Drawing] = [(figures.figure_9, tested)] if tested else []
     if layered := tuple(group for group in tested if group["classifier_norm"].notnull().any()):
         of_images.append((figures.last_layer, layered))
-    if beside_text and (uneven := _with_uneven_counts(images)):
-        of_images.append((figures.theory_over_images, uneven))
+    if beside_text and (fitted := _with_uneven_counts(images)):
+        of_images.append((figures.theory_over_images, fitted))
     place = place if beside_text else 0
     return [*found[:place], *of_images, *found[place:]]
 
