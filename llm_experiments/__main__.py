@@ -78,6 +78,8 @@ class Audit:
     """the corpus whose counts sort tokens into bins; default: the one measured on"""
     counts_data_dir: Path | None = None
     """folder of that corpus"""
+    counts_text_column: str | None = None
+    """its column of text; default: that of the text measured on"""
     context: int = 128
     """each document is cut at this many tokens"""
     documents: int | None = None
@@ -226,8 +228,13 @@ def _audit(argv: list[str]) -> int:
     documents = load_corpus(options.text)
     measured = tokenize(tokenizer, documents[: options.documents], options.context)
     if options.counts_from is not None:
-        other = {"corpus": options.counts_from, "data_dir": options.counts_data_dir}
-        counted = tokenize(tokenizer, load_corpus(replace(options.text, **other)), options.context)
+        other = replace(
+            options.text,
+            corpus=options.counts_from,
+            data_dir=options.counts_data_dir,
+            text_column=options.counts_text_column or options.text.text_column,
+        )
+        counted = tokenize(tokenizer, load_corpus(other), options.context)
     elif len(documents) == len(documents[: options.documents]):
         counted = measured
     else:

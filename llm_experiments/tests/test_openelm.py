@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from llm_experiments.models.openelm import OpenELMConfig, OpenELMForCausalLM
 from llm_experiments.models.presets import MODEL_NAMES, build_model, classifier, features
+from llm_experiments.preparation import PreparedCorpus
+from llm_experiments.starting_point import load_weights
 from llm_experiments.tests.conftest import SHARED, needs_shared
 
 REFERENCE = "reference/openelm_tiny.safetensors"
@@ -152,6 +155,58 @@ def test_saved_and_loaded_is_the_same(tiny: OpenELMForCausalLM, tmp_path: Path) 
     assert isinstance(loaded, OpenELMForCausalLM)
     ids = torch.arange(10)[None]
     assert torch.equal(loaded(ids).logits, tiny(ids).logits)
+
+
+# apple/OpenELM-270M's config.json, for another size: fields, forms and code that it names.
+OFFICIAL = {
+    "activation_fn_name": "swish",
+    "architectures": ["OpenELMForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_openelm.OpenELMConfig",
+        "AutoModelForCausalLM": "modeling_openelm.OpenELMForCausalLM",
+    },
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "ffn_dim_divisor": 32,
+    "ffn_multipliers": [0.5, 4.0],
+    "ffn_with_glu": True,
+    "head_dim": 32,
+    "initializer_range": 0.02,
+    "max_context_length": 2048,
+    "model_dim": 128,
+    "model_type": "openelm",
+    "normalization_layer_name": "rms_norm",
+    "normalize_qk_projections": True,
+    "num_gqa_groups": 4,
+    "num_kv_heads": [1, 1],
+    "num_query_heads": [4, 4],
+    "num_transformer_layers": 2,
+    "qkv_multipliers": [0.5, 1.0],
+    "rope_freq_constant": 10000,
+    "rope_max_length": 4096,
+    "share_input_output_layers": True,
+    "torch_dtype": "float32",
+    "transformers_version": "4.39.3",
+    "use_cache": True,
+    "vocab_size": 300,
+}
+
+
+def test_an_official_folder_is_read_and_trained_on_without_its_code(
+    corpus: PreparedCorpus, tmp_path: Path
+) -> None:
+    original = build_model("openelm-tiny", vocab_size=300, seed=5)
+    (tmp_path / "config.json").write_text(json.dumps(OFFICIAL))
+    for name in ("configuration_openelm.py", "modeling_openelm.py"):
+        (tmp_path / name).write_text("raise SystemExit('remote code was run')")
+    official = {k: v for k, v in original.state_dict().items() if k != "lm_head.weight"}
+    save_file(official, tmp_path / "model.safetensors", {"format": "pt"})
+    ids = torch.arange(10)[None]
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False).eval()
+    assert torch.equal(read(ids).logits, original(ids).logits)
+    start = build_model("openelm-tiny", vocab_size=300, seed=0)
+    load_weights(start, tmp_path, corpus)
+    assert torch.equal(start(ids).logits, original(ids).logits)
 
 
 @pytest.mark.parametrize(
