@@ -55,7 +55,7 @@ def check_model_folder(folder: Path) -> Weights:
             raise ValueError(f"{path} is neither file nor folder")
         if path.suffix != ".safetensors" and path.stat().st_size > _MOST_TOKENIZER_BYTES:
             raise ValueError(f"{path} has {path.stat().st_size} bytes; only weights are that large")
-    _check_config(_json(folder / "config.json"), folder / "config.json")
+    _check_config(read_config(folder), folder / "config.json")
     for path in folder.glob("*.json"):
         if path.name != "tokenizer.json":  # which tokenizers parses, and may be of some size
             values = _json(path)
@@ -110,6 +110,11 @@ def no_larger_than(weights: Weights) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says; ValueError where it is none."""
+    return _json(folder / "config.json")
 
 
 def _json(path: Path) -> dict[str, Any]:

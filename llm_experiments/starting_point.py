@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import load_file
 
 from frequency_bins.command_line import one_line
-from llm_experiments.model_folder import check_model_folder
+from llm_experiments.model_folder import check_model_folder, read_config
 from llm_experiments.preparation import PreparedCorpus
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ def load_weights(model: PreTrainedModel, folder: Path, corpus: PreparedCorpus) -
     check_model_folder(folder)
     own, name = model.config, repr(str(folder))
     try:
+        kind = read_config(folder).get("model_type", own.model_type)
+        if kind != own.model_type:  # of which transformers would only warn
+            raise ValueError(f"its config.json is of {kind!r:.80}")
         theirs = type(own).from_pretrained(folder, local_files_only=True)
-        if theirs.model_type != own.model_type:
-            raise ValueError(f"its config.json is of {theirs.model_type!r}")
         weights = {}
         for path in sorted(folder.glob("*.safetensors")):
             weights |= load_file(path)

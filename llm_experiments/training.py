@@ -171,7 +171,9 @@ def save_model(
 ) -> None:
     """Write model and tokenizer in transformers' format, as `audit` and others read it."""
     from transformers import PreTrainedTokenizerFast
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # which leaves a semaphore behind when this process is ended
     special = dict(zip(("bos", "pad", "eos", "unk", "mask"), SPECIAL_TOKENS, strict=True))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=corpus.tokenizer(),
