@@ -51,7 +51,7 @@ from reports.style import (
     loss_axis,
     plain_number,
 )
-from reports.tables import families, law_loss
+from reports.tables import comparisons, law_loss
 from reports.wording import worded
 
 P = ParamSpec("P")
@@ -69,6 +69,48 @@ def styled(draw: Draw[P]) -> Draw[P]:
         return figure
 
     return inside
+
+
+@styled
+def glance(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Paradox, theory and (where the groups hold one) repair of one model, side by side.
+
+    The model is the first that is repaired, else the first; theory and repair are at the strongest
+    weight decay that they have.
+    """
+    found = comparisons(groups)
+    decay, family = found[0] if found else (max(weight_decays(groups[:1])), groups[:1])
+    group, panels = family[0], 3 if found else 2
+    size = (3.6, 2.6 * panels) if narrow else (3.3 * panels, 2.9)
+    figure = ReportFigure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(*((panels, 1) if narrow else (1, panels))).flat)
+    balanced, average = (
+        over_seeds(group, name) for name in ("token_balanced_loss", "average_loss")
+    )
+    _decay_panels(axes[:1], [[(balanced, "token-\nbalanced", RARE), (average, "average", COMMON)]])
+    axes[0].set_ylabel("loss (nats)")
+    said = [f"token-balanced {_ends(balanced['mean'])}, average {_ends(average['mean'])}"]
+    colour = decay_colours(weight_decays([group]))[decay]
+    said.append(_law_panel(axes[1], group, decay, colour, _highest_loss(group, decay)))
+    axes[1].set_xlabel("training count (log scale)")
+    if found:
+        said += _repair_panel(axes[2], family, decay)
+        loss_axis(axes[2], 12 * max(_highest_bin(member) for member in family))
+    titles = ("Paradox", f"Theory, λ = {decay:g}", f"Repair, λ = {decay:g}")
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_title(title)
+    name = group.attrs["name"]
+    figure.name, figure.title = "At a glance", f"{name}: what happens, why, and what helps"
+    repaired = " Repair: each token's loss weighted by its count to the power −g." if found else ""
+    figure.caption = _caption(
+        "Paradox: the average hides what the rare tokens pay, which shows where every entry of the "
+        "vocabulary counts once. Theory: the line is the law with its one fitted number n_c, made "
+        "for exact minima under L2 decay; R² tells how well it fits. "
+        f"{_marks([group])}{repaired}",
+        [group],
+    )
+    figure.alt = f"Paradox, theory and repair. {name}: " + "; ".join(said)
+    return figure
 
 
 @styled
@@ -320,7 +362,7 @@ def figure_7a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     """Loss by frequency bin, one line a weight decay (Figures 6a and 7a)."""
     figure, axes = _panels(groups, narrow, height=3.2)
     figure.name, figure.title = "Figure 7a", "Loss by how often a token occurs"
-    highest = max(float(np.nanmax(group["bin_loss"].values)) for group in groups)
+    highest = max(_highest_bin(group) for group in groups)
     for axis, group in zip(axes, groups, strict=True):
         _bin_lines(axis, group, over_seeds(group, "bin_loss"), weight_decays(groups))
         loss_axis(axis, 2.5 * highest)
@@ -340,39 +382,45 @@ def figure_7a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
 @styled
 def repair(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     """Loss by frequency bin at the strongest decay, a line a repair, a panel a model."""
-    found = families(groups)
-    figure, axes = _panels([family[0] for family in found], narrow, height=3.2)
+    found = comparisons(groups)
+    figure, axes = _panels([family[0] for _, family in found], narrow, height=3.2)
     figure.name, figure.title = "Repair", "What weighting the loss of rare tokens repairs"
     said = []
-    highest = max(float(np.nanmax(group["bin_loss"].values)) for group in groups)
-    for axis, family in zip(axes, found, strict=True):
-        decay = max(set.intersection(*(set(weight_decays([group])) for group in family)))
-        colours = decay_colours([float(place) for place in range(len(family))])
-        for group, colour in zip(family, colours.values(), strict=True):
-            mean = {
-                name: float(over_seeds(group, name)["mean"].sel(weight_decay=decay))
-                for name in ("average_loss", "token_balanced_loss")
-            }
-            band = over_seeds(group, "bin_loss").sel(weight_decay=decay)
-            _band(axis, _bin_middles(group), band, colour)
-            label = f"{_repair_name(group)}: average {mean['average_loss']:.3f}"
-            label += f", balanced {mean['token_balanced_loss']:.3f}"
-            axis.lines[-1].set_label(label)
-            said.append(f"{group.attrs['name']} at weight decay {decay:g}: {label}")
-        count_axis(axis, float(family[0]["bin_high"].values.max()))
-        loss_axis(axis, 12 * highest)  # room for the key
-        axis.set_xlabel("training count (log scale)")
+    for axis, (decay, family) in zip(axes, found, strict=True):
+        said += _repair_panel(axis, family, decay)
         axis.set_title(f"{family[0].attrs['name']}, weight decay {decay:g}")
-        axis.legend(fontsize=7.5, loc="upper right", frameon=False, handlelength=1.2, borderpad=0)
+    # Shared, so after all are drawn; room for the key.
+    members = [group for _, family in found for group in family]
+    loss_axis(axes[0], 12 * max(_highest_bin(group) for group in members))
     axes[0].set_ylabel("loss (nats)")
     figure.caption = _caption(
         "Mean cross-entropy of the tokens in each frequency bin at the strongest weight decay, "
         "with each token's loss weighted by its count to the power −g (normalised). The theory "
         "predicts the best average loss at g = 1/4 and equal losses at g = 1/2, for L2 decay.",
-        groups,
+        members,
     )
     figure.alt = "Loss by frequency bin with and without repair. " + "; ".join(said)
     return figure
+
+
+def _repair_panel(axis: Axes, family: Sequence[xr.Dataset], decay: float) -> list[str]:
+    """A line a group with both its losses in the key; returns them in words."""
+    colours = decay_colours([float(place) for place in range(len(family))])
+    said = []
+    for group, colour in zip(family, colours.values(), strict=True):
+        average, balanced = (
+            float(over_seeds(group, name)["mean"].sel(weight_decay=decay))
+            for name in ("average_loss", "token_balanced_loss")
+        )
+        band = over_seeds(group, "bin_loss").sel(weight_decay=decay)
+        _band(axis, _bin_middles(group), band, colour)
+        label = f"{_repair_name(group)}: average {average:.3f}, balanced {balanced:.3f}"
+        axis.lines[-1].set_label(label)
+        said.append(f"{group.attrs['name']} at weight decay {decay:g}: {label}")
+    count_axis(axis, float(family[0]["bin_high"].values.max()))
+    axis.set_xlabel("training count (log scale)")
+    axis.legend(fontsize=7.5, loc="upper right", frameon=False, handlelength=1.2, borderpad=0)
+    return said
 
 
 def _repair_name(group: xr.Dataset) -> str:
@@ -574,7 +622,8 @@ def theory_over_losses(*groups: xr.Dataset, narrow: bool = False) -> ReportFigur
         f"{_marks(groups)} Line: the corrected law "
         "loss = −log(1 − (1 − 1/V)·√(n_c/n)), flat at log V for n ≤ n_c, with the critical count "
         "n_c fitted to all tokens of a run, each weighed by its count, since the mean of n losses "
-        "varies as 1/n; R² is over the tokens, so weighed, in 1 − exp(−loss).",
+        "varies as 1/n; R² is over the tokens, so weighed, in 1 − exp(−loss). The law is that of "
+        "exact minima under L2 decay with free features; to a trained network it is a fit.",
         groups,
     )
     figure.alt = "Loss against count with the fitted law. " + "; ".join(said)
@@ -768,6 +817,10 @@ def _cloud(
 
 def _highest_loss(group: xr.Dataset, decay: float) -> float:
     return float(np.nanmax(class_mean(group, "loss", decay)))
+
+
+def _highest_bin(group: xr.Dataset) -> float:
+    return float(np.nanmax(group["bin_loss"].values))
 
 
 def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str, highest: float) -> str:

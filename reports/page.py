@@ -42,7 +42,7 @@ from reports.table_views import (
     theory_view,
     verdict_view,
 )
-from reports.tables import families, unrepaired
+from reports.tables import comparisons, unrepaired
 from reports.token_search import pack
 from reports.wording import is_of_text, worded
 from reports.workers import parallel_map
@@ -134,9 +134,11 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     # Equal counts have one loss in the law: nothing to fit.
     uneven = _with_uneven_counts(damaged) or damaged
     found: list[Drawing] = [(draw, uneven if draw in OF_THE_LAW else damaged) for draw in FIGURES]
-    if families(groups):
-        members = tuple(group for family in families(groups) for group in family)
-        found.insert(3, (figures.repair, members))
+    repaired = tuple(group for _, family in comparisons(groups) for group in family)
+    if repaired:
+        found.insert(3, (figures.repair, repaired))
+    if is_of_text(groups[0]) and len(weight_decays(groups)) > 1:
+        found.insert(0, (figures.glance, repaired or damaged))
     place = len(found)
     found += [(draw, corpora) for draw in CORPUS_FIGURES]
     if len({group.sizes["class"] for group in corpora}) > 1:
@@ -320,11 +322,22 @@ def _environment_rows(collection: Collection) -> list[tuple[str, list[str]]]:
 
 
 def _config_rows(groups: Sequence[xr.Dataset]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What all groups share, then for each what is its own, as (name, [(field, value)])."""
+    """What all groups of a kind share, then what is each one's own, as (name, [(field, value)])."""
+    main, images = by_kind(groups)
+    if main is images or not images:
+        return _shared_and_own("Every run", groups)
+    return _shared_and_own("Every run on text", main) + _shared_and_own(
+        "Every run on images", images
+    )
+
+
+def _shared_and_own(
+    title: str, groups: Sequence[xr.Dataset]
+) -> list[tuple[str, list[tuple[str, str]]]]:
     shown = [_config(group) for group in groups]
     names = list(dict.fromkeys(name for config in shown for name in config))
     shared = [n for n in names if len({config.get(n) for config in shown}) == 1]
-    parts = [("Every run", [(name, shown[0][name]) for name in shared])] if shared else []
+    parts = [(title, [(name, shown[0][name]) for name in shared])] if shared else []
     for group, config in zip(groups, shown, strict=True):
         own = [(name, value) for name, value in config.items() if name not in shared]
         parts += [(display_text(group.attrs["name"]), own)] if own else []

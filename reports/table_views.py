@@ -188,8 +188,8 @@ def theory_view(groups: Sequence[xr.Dataset], *, of_images: bool = False) -> Tab
         key="table-image-theory" if of_images else "table-theory",
         title=f"{'Images: t' if of_images else 'T'}heory against measurement",
         caption="n_c is the one number fitted to a run's losses. In the theory a token with "
-        "count ≤ n_c is never predicted right; measured are the tokens that the model never "
-        "predicts right. R² is over tokens, in the chance of a miss 1 − exp(−loss).",
+        "count ≤ n_c stays at chance; measured are the tokens that the model never predicts right. "
+        "R² is over tokens, each weighed by its count, in the chance of a miss 1 − exp(−loss).",
         **_theory_table(groups),
     )
     return _reworded(view, groups)

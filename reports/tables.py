@@ -317,6 +317,17 @@ def _compared_decays(family: Sequence[xr.Dataset]) -> set[float]:
     return {decay for decay in held if held.count(decay) > 1}
 
 
+def comparisons(groups: Iterable[xr.Dataset]) -> list[tuple[float, list[xr.Dataset]]]:
+    """For each family the largest weight decay at which there is something to compare, and the
+    groups that have it; a family without one is left out."""
+    found = []
+    for family in families(groups):
+        if compared := _compared_decays(family):
+            decay = max(compared)
+            found.append((decay, [group for group in family if decay in weight_decays([group])]))
+    return found
+
+
 def unrepaired(groups: Sequence[xr.Dataset]) -> list[xr.Dataset]:
     """The groups without those that repair another one."""
     repairs = [

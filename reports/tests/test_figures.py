@@ -57,6 +57,42 @@ def test_figure_4_draws_both_losses(collection: Collection) -> None:
         np.testing.assert_allclose(line.get_ydata(), means.values)
 
 
+def test_glance_sets_damage_law_and_repair_side_by_side(tmp_path: Path) -> None:
+    for weight_decay, exponent in ((0.0, 0), (0.5, 0), (0.5, 0.25), (1.0, 0)):
+        make_run(
+            tmp_path, weight_decay=weight_decay, seed=0, critical_count=2.0,
+            loss_weight_exponent=exponent,
+        )  # fmt: skip
+    groups = collect([tmp_path]).groups
+    draw, shown = drawings(groups)[0]
+    assert draw is figures.glance
+    paradox, theory, repair = draw(*shown, narrow=True).axes
+    plain, weighted = shown
+    assert plain.attrs["name"] == "openelm-tiny"
+    for line, name in zip(paradox.lines, ("token_balanced_loss", "average_loss"), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), plain[name].values)
+    # Law and repair at 0.5, the strongest decay that both have.
+    _, law = theory.lines
+    fitted, V = float(plain["critical_count"][1]), plain.sizes["class"]
+    miss = (1 - 1 / V) * np.minimum(1, np.sqrt(fitted / law.get_xdata()))
+    np.testing.assert_allclose(law.get_ydata(), -np.log1p(-miss))
+    for line, loss in zip(
+        repair.lines, (plain["bin_loss"][1], weighted["bin_loss"][0]), strict=True
+    ):
+        np.testing.assert_allclose(line.get_ydata(), loss.values[np.isfinite(loss.values)])
+
+
+def test_repairs_are_drawn_where_two_share_a_weight_decay(tmp_path: Path) -> None:
+    make_run(tmp_path, weight_decay=0.0, seed=0)
+    make_run(tmp_path, weight_decay=1.0, seed=0, loss_weight_exponent=0.25)
+    assert figures.repair not in dict(drawings(collect([tmp_path]).groups))
+    make_run(tmp_path, weight_decay=1.0, seed=0, loss_weight_exponent=0.5)
+    shown = dict(drawings(collect([tmp_path]).groups))[figures.repair]
+    (axis,) = figures.repair(*shown).axes
+    assert axis.get_title("left") == f"{shown[0].attrs['name']}, weight decay 1"
+    assert [str(line.get_label())[:8] for line in axis.lines] == ["g = 0.25", "g = 0.5:"]
+
+
 @pytest.mark.parametrize("draw", [figures.figure_1, figures.figure_4, figures.critical_count])
 def test_shared_axes_hold_every_panel(draw: Callable[..., ReportFigure], tmp_path: Path) -> None:
     for model, critical_count in (("a", 0.1), ("b", 20.0), ("c", 1.0)):

@@ -24,7 +24,7 @@ from reports.style import ReportFigure
 from reports.tests.studies import make_study
 
 BASELINE = Path(__file__).parent / "baseline"
-DRAWN = (*FIGURES, *CORPUS_FIGURES)
+DRAWN = (figures.glance, *FIGURES, *CORPUS_FIGURES)
 # Of the full range; blocks of 4 x 4 pixels, so that another rasteriser's edges do not count.
 MEAN_TOLERANCE, BLOCK_TOLERANCE, BLOCKS_OFF = 0.01, 0.25, 0.01
 
