@@ -123,7 +123,7 @@ def _task(grid: SweepConfig, cell: RunConfig, corpus: PreparedCorpus) -> Task:
 
 def _task_again(run: Run, device: str) -> Task:
     data, cell = of_manifest(run, DataConfig, RunConfig)
-    corpus = prepare(data)
+    corpus = _prepared(data)
     if run_id(cell.resolved(data, corpus.data_hash)) != run.id:
         raise ValueError(f"{run.folder}: its corpus or checkpoint is another one by now")
     return _of(run, cell, corpus, data, device, bool(run.manifest.get("save_model")))
@@ -208,6 +208,11 @@ def _follow(group: Group, recipe: Recipe, follower: Follower) -> None:
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Path) -> PreparedCorpus:
     return load_prepared(folder)
+
+
+@functools.lru_cache(maxsize=1)
+def _prepared(data: DataConfig) -> PreparedCorpus:
+    return prepare(data)
 
 
 @functools.cache
