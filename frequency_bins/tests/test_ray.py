@@ -13,7 +13,7 @@ import pytest
 
 from frequency_bins import read_study
 from frequency_bins.leases import attempt_folders
-from frequency_bins.tests import ray_faults
+from frequency_bins.tests import ray_faults, toy_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,9 +31,7 @@ def can_unshare() -> bool:
 @pytest.mark.skipif(not can_unshare(), reason="no right to make a network namespace")
 def test_a_sweep_on_ray_survives_the_death_of_worker_node_and_driver(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    toy = [sys.executable, "-m", "frequency_bins.tests.toy_runs", str(tmp_path / "undisturbed")]
-    subprocess.run([*toy, *ray_faults.SWEEP], env=environment, check=True, capture_output=True)
-
+    toy_runs.sweep_here(tmp_path / "undisturbed", ray_faults.SWEEP)
     faults = [sys.executable, "-m", "frequency_bins.tests.ray_faults", str(tmp_path / "faults")]
     result = subprocess.run(
         ["unshare", "--net", *faults], env=environment, capture_output=True, text=True

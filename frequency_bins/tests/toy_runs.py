@@ -11,16 +11,26 @@ import functools
 import io
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from frequency_bins import Attempt, Run, Stopped, class_record, write_atomically
 from frequency_bins.command_line import run_command
-from frequency_bins.executors import ExecutorConfig, SweepProgress, Task, open_pool, sweep
+from frequency_bins.executors import (
+    EARLIER,
+    ExecutorConfig,
+    SweepProgress,
+    Task,
+    open_pool,
+    sweep,
+)
+from frequency_bins.tests.inline_pool import InlinePool
 
 CLASSES = 5
 
@@ -104,8 +114,27 @@ def tasks(study: Path, runs: int, *, steps: int, size: int, checkpoint_every: in
     return made
 
 
+def sweep_here(study: Path, arguments: Sequence[str]) -> None:
+    """A sweep in this process and thread, one run after the other, with the bits of any other."""
+    options = _options([str(study), *arguments])
+    with threadpool_limits(1):
+        counts = sweep(_tasks(options), lambda calls: InlinePool(), SweepProgress())
+    assert set(counts) <= {EARLIER, "finished"}, counts
+
+
 def main(argv: list[str]) -> None:
     """A sweep of walks in a process of its own, which a test may kill."""
+    options = _options(argv)
+    execution = ExecutorConfig(
+        executor=options.executor,
+        address=options.address,
+        runs_in_parallel=options.runs_in_parallel,
+    )
+    open_it = functools.partial(open_pool, execution, device="cpu", threads=1)
+    print(sweep(_tasks(options), open_it, SweepProgress()))
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("study", type=Path)
     parser.add_argument("--runs", type=int, default=4)
@@ -115,21 +144,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--executor", default="local")
     parser.add_argument("--address")
     parser.add_argument("--runs-in-parallel", type=int)
-    options = parser.parse_args(argv)
-    todo = tasks(
+    return parser.parse_args(argv)
+
+
+def _tasks(options: argparse.Namespace) -> list[Task]:
+    return tasks(
         options.study,
         options.runs,
         steps=options.steps,
         size=options.size,
         checkpoint_every=options.checkpoint_every,
     )
-    execution = ExecutorConfig(
-        executor=options.executor,
-        address=options.address,
-        runs_in_parallel=options.runs_in_parallel,
-    )
-    open_it = functools.partial(open_pool, execution, device="cpu", threads=1)
-    print(sweep(todo, open_it, SweepProgress()))
 
 
 if __name__ == "__main__":
