@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import ParamSpec
 
@@ -697,7 +698,7 @@ def _panels(
     for axis in axes[len(groups) :]:
         axis.remove()
     for axis, group in zip(axes, groups, strict=False):
-        axis.set_title(group.attrs["name"])
+        axis.set_title(textwrap.fill(group.attrs["name"], 40 if narrow else 52))
         axis.tick_params(labelbottom=True)
     return figure, axes[: len(groups)]
 

@@ -492,9 +492,9 @@ def _named_alike(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
         told = {(name, value) for name, value in zip(names, shown, strict=True)}
         if len(told) > len(set(names)):
             label = field.replace("_", " ")
-            plain = _shown(REPAIRS[field]) if field in REPAIRS else None
+            plain = _shown(REPAIRS[field]) if field in REPAIRS else "False"
             names = [
-                name if value == plain else f"{name}, {label} {value}"
+                name if value == plain else f"{name}, {label} {value}".removesuffix(" True")
                 for name, value in zip(names, shown, strict=True)
             ]
     twice = {name for name in names if names.count(name) > 1}  # same settings, other data

@@ -62,9 +62,12 @@ def test_seeds_come_together_by_rank(shuffled: Collection) -> None:
 
 
 def test_runs_that_were_not_shuffled_stay_apart(tmp_path: Path) -> None:
-    apart = collect([publish_shuffled(tmp_path / "study", shuffled=False)])
-    assert len(apart.groups) == 3
-    assert apart.groups[0]["label"].values.tolist() == ["ant", "bee", "cat", "dog"]
+    publish_shuffled(tmp_path / "study", shuffled=False)
+    apart = collect([publish_shuffled(tmp_path / "study")]).groups
+    assert [len(group["run"]) for group in apart] == [2, 2, 2, 6]
+    assert apart[0]["label"].values.tolist() == ["ant", "bee", "cat", "dog"]
+    shuffled = [", shuffle classes" in group.attrs["name"] for group in apart]
+    assert shuffled == [False, False, False, True]
 
 
 def test_frequency_is_told_apart_from_difficulty(shuffled: Collection) -> None:
