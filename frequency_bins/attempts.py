@@ -78,7 +78,10 @@ class Attempt:
         return [self.folder, *(f for f in reversed(earlier) if f != self.folder), self.run.folder]
 
     def update(self, **fields: Any) -> None:
-        """Set fields of the attempt's manifest, which join the run's when it is published."""
+        """Set fields of the attempt's manifest, which join the run's when it is published.
+
+        Raises ValueError for its id, config or format version, which cannot change.
+        """
         fixed = {"format_version", "run_id", "config"} & set(fields)
         if fixed:
             raise ValueError(f"{sorted(fixed)} of a run cannot change")
@@ -105,7 +108,7 @@ class Attempt:
         return TERMINATED.is_set() or self.lease.stop.is_set()
 
     def append_scalars(self, scalars: Mapping[str, Any]) -> None:
-        """Append one line, which needs a `step`. Non-finite numbers are written as null."""
+        """Append one line; ValueError without an integer `step`. Non-finite numbers become null."""
         if type(scalars.get("step")) is not int:  # True is an int, too
             raise ValueError(f"step is {scalars.get('step')!r}; expected an integer")
         _append(self.folder / "scalars.jsonl", scalars)

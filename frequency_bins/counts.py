@@ -70,7 +70,10 @@ def rare_share(counts: ArrayLike | Tensor, fraction: float | int = 0.95) -> floa
 
 
 def percentile(counts: ArrayLike | Tensor, q: float | int) -> float:
-    """The q-th percentile (0..100, linear) of the counts of the classes that occur."""
+    """The q-th percentile (0..100, linear) of the counts of the classes that occur.
+
+    Raises ValueError for q out of range, or where no class occurs.
+    """
     if not 0 <= q <= 100:
         raise ValueError(f"percentile is {q}; expected 0..100")
     return float(np.percentile(occurring(counts), q))

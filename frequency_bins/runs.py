@@ -239,7 +239,7 @@ class Study:
     problems: tuple[tuple[Path, str], ...]
 
     def dataset(self) -> xr.Dataset:
-        """The records of all finished runs along `run`; see `stack`."""
+        """All finished runs along `run`; see `stack`. ValueError if there is none."""
         if not self.runs:
             raise ValueError(f"{self.folder} has no finished run")
         return stack(self.runs)

@@ -109,7 +109,7 @@ def build(options: Build) -> int:
 
 
 def export_files(options: Export) -> int:
-    """Write the files and print their folder."""
+    """Write the files and print their folder. ValueError if no run is finished."""
     out = options.out or _beside(options.studies, options.out) / "export"
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {out}, a file; expected a folder")
@@ -136,7 +136,7 @@ def compare(options: Compare) -> int:
 
 
 def prompt(options: Prompt) -> int:
-    """Draw Figure 2 for a text and print the file's path."""
+    """Draw Figure 2 for a text and print the file's path. ValueError if no run is finished."""
     out = _file(options.out, options.study / "prompt.svg")
     if out.suffix not in (".svg", ".pdf"):
         raise ValueError(f"--out is {out}; expected a name that ends in .svg or .pdf")

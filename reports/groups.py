@@ -163,7 +163,10 @@ def _reduced(task: tuple[Run, Mapping[str, Any]]) -> tuple[xr.Dataset, str] | st
 
 
 def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
-    """What the report needs of one run, and a digest of what comparable runs must share."""
+    """What the report needs of one run, and a digest of what comparable runs must share.
+
+    Raises ValueError for a record without a final loss, and what `Run.classes` raises.
+    """
     record = by_rank(run.classes(only=NEEDED), manifest["config"])
     steps, counts = record["step"].values, record["class_count"].values
     final_count, loss, accuracy = (

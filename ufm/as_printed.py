@@ -76,7 +76,7 @@ def loss_slope(
     """d loss / d lambda, Section 5: d loss'/d lambda + (1/lambda + bracket) where learned.
 
     loss' = log(sum_j exp(M_j / V^2)), differentiated through the given margins and their slopes;
-    NaN where the printed root is not real. Expects lambda_W = lambda_H.
+    NaN where the printed root is not real. ValueError unless lambda_W = lambda_H.
     """
     V, N, lambda_W, lambda_H = _plain(problem)
     if lambda_W != lambda_H:

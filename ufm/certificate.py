@@ -132,7 +132,7 @@ def _logits(
 
 
 def sample_labels(problem: UFMProblem) -> Tensor:
-    """(N,) class of each sample, class by class; a batch must share its class counts."""
+    """(N,) class of each sample, class by class. ValueError for a batch of unequal class counts."""
     counts = problem.class_counts.reshape(-1, problem.num_classes)
     if bool((counts != counts[0]).any()):
         raise ValueError("class_counts differ within the batch; expected equal ones for (d, N)")

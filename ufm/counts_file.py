@@ -33,7 +33,10 @@ def read_counts(path: Path) -> tuple[list[str], list[int]]:
 
 
 def count_words(path: Path) -> tuple[list[str], list[int]]:
-    """The words of a UTF-8 text between white space, most frequent first, and their counts."""
+    """The words of a UTF-8 text between white space, most frequent first, and their counts.
+
+    Raises ValueError for fewer than two words, OSError where the file cannot be read.
+    """
     words = Counter(_text(path, MAX_TEXT_BYTES).split()).most_common()
     if len(words) < 2:
         raise ValueError(f"{path} holds {len(words)} different words; expected at least two")

@@ -122,6 +122,8 @@ def solve_batch(problems: Sequence[UFMProblem], **options: Any) -> list[Solution
 
     Takes the options of `solve`, and returns the solutions in the order given. With `per_sample`
     only problems with equal class counts share a batch.
+
+    Raises ValueError for a problem that is itself a batch, and what `solve` raises.
     """
     per_sample = bool(options.get("per_sample", False))
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)

@@ -65,10 +65,13 @@ def test_verify_settles_every_claim(tmp_path, capsys):
     counts.write_text("\n".join(str(10_000 // rank) for rank in range(1, 1001)), encoding="utf-8")
     output = tmp_path / "claims.csv"
     assert main(["verify", "--counts", str(counts), "--output", str(output)]) == 0
-    assert "14 of 14 claims settled" in capsys.readouterr().out
+    assert "15 of 15 claims settled" in capsys.readouterr().out
     rows = list(csv.DictReader(output.read_text(encoding="utf-8").splitlines()))
     by_name = {row["claim"]: row for row in rows}
-    for name in ("Proposition 5.1", "M_k", "(d) weight norms", "d loss / d lambda"):
+    for name in (
+        "Proposition 5.1", "M_k", "(d) weight norms", "d loss / d lambda",
+        "own logit in the proof", "other logits in the proof",
+    ):  # fmt: skip
         assert float(by_name[name]["error corrected"]) < 1e-9
         assert float(by_name[name]["error printed"]) > 1e-2
     assert by_name["(a) within-class collapse"]["verdict"] == "holds"
