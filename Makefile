@@ -45,7 +45,7 @@ $(BIN)/python:
 # torch and torchvision are asked for together and unpinned, so that the registry gives a matching
 # pair; everything else is held by constraints.txt.
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (about 5 GB, mostly torch) ..."
+	@echo "Installing into $(VENV) (about 6.5 GB, mostly torch) ..."
 	$(PIP) --constraint constraints.txt --editable .
 	@touch $@
 
