@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -56,6 +57,19 @@ def test_children_share_the_gpus_that_there_are(monkeypatch: pytest.MonkeyPatch)
 def test_a_child_sees_its_gpus_alone() -> None:
     with contextlib.closing(LocalPool(1, ["3,4"])) as pool:
         assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "3,4"
+
+
+def leave_behind(path: Path) -> None:
+    """As libraries do that have something to clean up."""
+    atexit.register(path.write_text, "cleaned up")
+
+
+def test_a_child_cleans_up_before_it_ends(tmp_path: Path) -> None:
+    with contextlib.closing(LocalPool(1)) as pool:
+        pool.submit(leave_behind, tmp_path / "left").result()
+        (child,) = pool._children.values()
+    assert (tmp_path / "left").read_text() == "cleaned up"
+    assert child.process.exitcode == 0
 
 
 def test_status_follows_a_run_to_its_end(
