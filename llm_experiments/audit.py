@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DOCUMENTS_AT_A_TIME = 1000
+_TOKENIZERS = ("tokenizer.json", "vocab", ".model", ".spm")  # in the names of its files
 # Of a batch: on a CPU more of them take memory and save no time; a GPU wants larger products.
 _MOST_LOGITS = {"cpu": 2**24, "cuda": 2**26}
 
@@ -41,6 +42,8 @@ def load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     weights = check_model_folder(folder)
+    if not any(file in path.name for path in folder.iterdir() for file in _TOKENIZERS):
+        raise ValueError(f"{str(folder)!r} holds no tokenizer; expected tokenizer.json or its like")
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with no_larger_than(weights):

@@ -116,9 +116,14 @@ class RunConfig(TrainingConfig):
     def describe(self) -> str:
         """The run in a few words: what a sweep may vary."""
         parts = [self.model, f"weight decay {self.weight_decay:g}", f"seed {self.seed}"]
-        if self.loss_weight_exponent:
-            parts.append(f"loss weight exponent {self.loss_weight_exponent:g}")
-        return ", ".join(parts + ([] if self.decay == "all" else [f"decay {self.decay}"]))
+        parts += [
+            f"{name.replace('_', ' ')} {getattr(self, name):g}"
+            for name in ("loss_weight_exponent", "dropout", "label_smoothing")
+            if getattr(self, name)
+        ]
+        parts += [] if self.decay == "all" else [f"decay {self.decay}"]
+        parts += [] if self.decay_mode == "decoupled" else [self.decay_mode]
+        return ", ".join(parts + ([] if self.tie_embeddings else ["untied"]))
 
     def resolved(self, data: DataConfig, data_hash: str) -> dict[str, Any]:
         """What the run's id is the hash of: everything that changes its result, no path."""

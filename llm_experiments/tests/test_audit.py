@@ -159,6 +159,10 @@ def test_what_cannot_be_audited(
     (broken / "config.json").write_text("{")
     refused(broken)
 
+    silent = tmp_path / "silent"  # as OpenELM's official folders are
+    shutil.copytree(checkpoint, silent, ignore=shutil.ignore_patterns("tokenizer*"))
+    refused(silent, "no tokenizer", "tokenizer.json")
+
     torn = tmp_path / "torn"
     shutil.copytree(checkpoint, torn)
     weights = torn / "model.safetensors"

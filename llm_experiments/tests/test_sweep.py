@@ -23,6 +23,7 @@ from llm_experiments.checkpoints import load_latest, save
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.models.presets import build_model
 from llm_experiments.preparation import PreparedCorpus
+from llm_experiments.recipes import recipe
 from llm_experiments.sweep import sweep
 from llm_experiments.training import save_model
 
@@ -209,6 +210,12 @@ def test_the_id_of_a_run_holds_all_that_changes_it(data: DataConfig) -> None:
     assert set(RunConfig.__dataclass_fields__) < set(base)
     assert "data_hash" in base
     assert not any(isinstance(value, Path) for value in base.values())
+
+
+def test_no_two_runs_of_a_recipe_are_called_alike() -> None:
+    for name in ("repair", "regularisers"):
+        called = [cell.describe() for grid in recipe(name) for cell in grid.cells()]
+        assert len(set(called)) == len(called)
 
 
 def test_status_shows_every_run(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
