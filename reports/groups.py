@@ -179,7 +179,7 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
         "loss": loss,
         "accuracy": accuracy,
         "learning_speed": _speed(steps, trajectory),
-        "speed_at_most": _speed(steps, carry_back(record["loss"].values)),
+        "speed_carried_back": _speed(steps, carry_back(record["loss"].values)),
         "windows_seen": np.where(counts > 0, windows / len(steps), math.nan),
     }
     picked = _checkpoints(len(steps))
@@ -441,8 +441,8 @@ def _group(settings: str, runs: Sequence[xr.Dataset]) -> xr.Dataset:
     Dims run, class, bin, checkpoint. Per class: loss, accuracy (final), learning_speed,
     windows_seen (share of the windows that saw it), test_accuracy (last window, NaN without test
     data), trajectory (checkpoint, class). Per bin: bin_loss, bin_accuracy, bin_learning_speed,
-    bin_speed_at_most (from `carry_back`), bin_windows_seen, each with _std over the classes. Per
-    run:
+    bin_speed_carried_back (see `carry_back`), bin_windows_seen, each with _std over the classes.
+    Per run:
     average_loss, token_balanced_loss, token_balanced_perplexity, token_balanced_accuracy,
     fairness_gap and its half width, critical_count, r_squared, neglected, predicted_neglected.
     Losses in nats. Runs whose seed shuffled the counts have ranks for classes; see `by_rank`.

@@ -331,9 +331,9 @@ def _mean_std(entry: Any) -> str:
 
 
 def _speed_range(entry: Any) -> str:
-    most = _number(entry.at_most)
+    back = _number(entry.carried_back)
     shown = _mean_std(entry)
-    return shown if most == _number(entry.mean) else f"{shown} ({most})"
+    return shown if back == _number(entry.mean) else f"{shown} ({back})"
 
 
 def _mean_interval(entry: Any) -> str:

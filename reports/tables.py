@@ -59,11 +59,14 @@ def speed_by_bin(*groups: xr.Dataset) -> pd.DataFrame:
     """Mean learning speed of the tokens of each bin by weight decay (Figures 5 and 7b).
 
     `windows_seen`: the mean share of the windows that saw a token of the bin. In the others its
-    loss is the last one seen; `at_most` is the speed with the next one seen in its place, so the
-    two tell how much of a bin's slowness may be absence.
+    loss is the last one seen; `carried_back` is the speed with the next one seen in its place. How
+    far the two are apart tells how much of a bin's slowness may be absence.
     """
     return _by_bin(
-        groups, "bin_learning_speed", windows_seen="bin_windows_seen", at_most="bin_speed_at_most"
+        groups,
+        "bin_learning_speed",
+        windows_seen="bin_windows_seen",
+        carried_back="bin_speed_carried_back",
     )
 
 

@@ -83,7 +83,7 @@ def test_learning_speed_is_one_minus_the_area(study: Path, collection: Collectio
         members = [k for k in most if low <= counts[k] < high]
         if members:
             mean = sum(most[k] for k in members) / len(members)
-            assert float(at["bin_speed_at_most"][place]) == pytest.approx(mean, abs=1e-12)
+            assert float(at["bin_speed_carried_back"][place]) == pytest.approx(mean, abs=1e-12)
 
 
 def _speed(losses: list[float], steps: np.ndarray) -> float:

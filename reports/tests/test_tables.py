@@ -53,9 +53,9 @@ def test_speed_by_bin_tells_absence_from_slowness(collection: Collection) -> Non
     seen, held = frame["windows_seen"], frame["tokens"] > 0
     assert (np.diff(seen[held & (frame["runs"] == "qwen2-tiny")].values[::3]) >= 0).all()
     # The study's losses only fall, and its frequent tokens are in every window.
-    assert (frame["at_most"] >= frame["mean"])[held].all()
-    assert (frame["at_most"] > frame["mean"])[held & (seen < 0.5)].all()
-    assert (frame["at_most"] == frame["mean"])[held & (seen == 1)].all()
+    assert (frame["carried_back"] >= frame["mean"])[held].all()
+    assert (frame["carried_back"] > frame["mean"])[held & (seen < 0.5)].all()
+    assert (frame["carried_back"] == frame["mean"])[held & (seen == 1)].all()
     assert (seen[held].min(), seen[held].max()) == (pytest.approx(0.066, abs=0.01), 1)
 
 
