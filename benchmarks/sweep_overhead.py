@@ -96,7 +96,8 @@ def main() -> None:
     print("executor  runs  sweep s  work s  overhead  a run, ms")
     for executor in options.executors:
         for runs in options.runs:
-            with tempfile.TemporaryDirectory() as folder:
+            # A job in Slurm's place may still note its own end when the sweep has ended.
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 command = [sys.executable, "-m", "benchmarks.sweep_overhead"]
                 command += ["--one", f"{folder}/study", executor, "--runs", str(runs)]
                 command += ["--seconds", str(options.seconds)]
