@@ -32,7 +32,9 @@ class TokenLosses(NamedTuple):
 
     objective: scalar, sum of weight * (smoothed) loss; the one entry that gradients flow through.
     loss: (N,) cross-entropy in nats, float32 or wider; 0 where the target is IGNORE_INDEX.
-    correct: (N,) whether the target is the (first) largest logit.
+    correct: (N,) whether the target is the prediction: no logit is larger than its own. Of equal
+        largest logits the first is the prediction in half precision, where rounding makes many of
+        them; in float32 and wider, where they hardly occur, each counts as one.
     """
 
     objective: Tensor
@@ -97,15 +99,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target = safe_targets[part]
             logits = (features[part] @ factor.T).to(wide)
             logits[:, len(weight) :] = -torch.inf
-            largest, argmax = logits.max(dim=-1, keepdim=True)
-            logits -= largest
-            target_logit = logits.gather(1, target)
+            if features.dtype == wide:  # finding where the maximum is takes longer than its value
+                logits -= logits.amax(dim=-1, keepdim=True)
+                target_logit = logits.gather(1, target)
+                correct[part] = (target_logit == 0)[:, 0]
+            else:
+                largest, argmax = logits.max(dim=-1, keepdim=True)
+                logits -= largest
+                target_logit = logits.gather(1, target)
+                correct[part] = (argmax == target)[:, 0]
             mean_logit = logits[:, : len(weight)].mean(dim=-1, keepdim=True) if smoothing else None
             total = logits.exp_().sum(dim=-1, keepdim=True)
             losses[part] = (total.log() - target_logit)[:, 0]
             if mean_logit is not None:
                 smoothed[part] = (total.log() - target_logit.lerp(mean_logit, smoothing))[:, 0]
-            correct[part] = (argmax == target)[:, 0]
             if d_features is not None and d_weight is not None:
                 gradient = logits.mul_(scale[part] / total)
                 gradient.scatter_add_(1, target, (smoothing - 1) * scale[part])

@@ -106,9 +106,27 @@ def test_large_logits_do_not_overflow() -> None:
     assert losses.loss.tolist() == [0.0, 2e4]
 
 
-def test_of_equal_logits_the_first_is_the_prediction() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.float32, [True, True, False]), (torch.bfloat16, [True, False, False])],
+)
+def test_of_equal_logits_the_first_is_the_prediction_in_half_precision(
+    dtype: torch.dtype, expected: list[bool]
+) -> None:
+    weight = torch.tensor([[1.0], [1.0], [0.5]])
     losses = linear_cross_entropy(
-        torch.zeros(3, 2), torch.ones(4, 2), torch.tensor([0, 1, 3]), torch.ones(3)
+        torch.ones(3, 1, dtype=dtype), weight, torch.tensor([0, 1, 2]), torch.ones(3)
     )
-    assert losses.correct.tolist() == [True, False, False]
-    torch.testing.assert_close(losses.loss, torch.full((3,), 4.0).log())
+    assert losses.correct.tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_correct_is_what_a_literal_argmax_says(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(2000, 8, generator=generator).to(dtype)
+    weight = torch.randn(50, 8, generator=generator)
+    prediction = (features @ weight.to(dtype).T).argmax(-1)
+    # Half of the targets are predicted; the rest are any.
+    targets = torch.where(torch.arange(2000) % 2 == 0, prediction, torch.arange(2000) % 50)
+    losses = linear_cross_entropy(features, weight, targets, torch.ones(2000))
+    assert torch.equal(losses.correct, prediction == targets)
