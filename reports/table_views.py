@@ -58,13 +58,13 @@ def table_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
             title="Learning speed by how often a token occurs",
             caption="S = 1 − AUC/T, mean over the tokens of each frequency bin. In a window that "
             "did not see a token, its loss is the last one seen; in brackets, where it differs, S "
-            "with the next one seen instead: how much of a bin's slowness may be absence. Seen: "
+            "with the next one seen instead: how much of a bin's slowness may be absence. Windows: "
             f"the share of the windows that saw a token of the bin. {seeds}",
             **_by_decay(
                 tables.speed_by_bin(*groups).query("tokens > 0"),
                 "count",
                 _speed_range,
-                {"windows_seen": ("seen", "{:.0%}")},
+                {"windows_seen": ("windows", "{:.0%}")},
             ),
         ),
         TableView(
