@@ -85,7 +85,7 @@ def test_status_follows_a_run_to_its_end(
             pass
         (state,) = status.study_states(tmp_path, leases.Watch())
         assert state.status == "running"
-        # As long again as the 40 steps of this attempt took so far.
+        # 40 steps are left, at the pace of the 40 that this attempt did.
         assert 0 < state.seconds_left < 1e9
         assert (state.step, state.steps) == (60, 100)
         assert state.note == f"process {os.getpid()} on {os.uname().nodename}"

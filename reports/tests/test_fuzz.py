@@ -8,4 +8,4 @@ from reports.tests.fuzz_targets import TARGETS
 
 def test_hostile_manifests_end_in_a_report_or_a_clear_error() -> None:
     (target,) = TARGETS
-    check(target, 60, examples=5)
+    check(target, 30, examples=3)
