@@ -2,7 +2,8 @@
 
     python -m benchmarks.llm_training [--model openelm-tiny] [--steps 80] [--threads 2]
 
-Same model, data, precision and steps in one process, in turn. The first steps (memory, lazy
+Same model, data, precision and steps, in turn: a run alone with all threads, and the way of a sweep
+to use as many cores, a run with one thread on each. The first steps (memory, lazy
 initialisation, compilation) are outside the clock; one evaluation of the whole training set, and
 our record and checkpoints, are inside it. The Trainer has its defaults (which clip gradients) but
 for the settings below. The last column is the share of the machine's matrix rate (a float32 product
@@ -15,6 +16,8 @@ of a step, and the loss head beside what torch offers, at a small and at the pub
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -37,20 +40,24 @@ from llm_experiments.configs import RunConfig
 from llm_experiments.loss_head import linear_cross_entropy
 from llm_experiments.models.presets import build_model
 from llm_experiments.optimization import build_optimizer
-from llm_experiments.preparation import PreparedCorpus, prepare
+from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
 from llm_experiments.recipes import demo
 from llm_experiments.training import token_losses, train
 
 WARM_UP = 5
 
 
-def ours(config: RunConfig, corpus: PreparedCorpus) -> float:
-    """Seconds from the end of the warm-up to the published record."""
+Ready = Callable[[], object]
+
+
+def ours(config: RunConfig, corpus: PreparedCorpus, ready: Ready) -> float:
+    """Seconds from the end of the warm-up, which `ready` prolongs, to the published record."""
     started = 0.0
 
     def report(progress: Any) -> None:
         nonlocal started
         if progress.step == WARM_UP:
+            ready()
             started = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -63,8 +70,12 @@ def ours(config: RunConfig, corpus: PreparedCorpus) -> float:
 class Clock(TrainerCallback):
     """When the warm-up ended."""
 
+    def __init__(self, ready: Ready) -> None:
+        self.ready = ready
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == WARM_UP:
+            self.ready()
             self.started = time.perf_counter()
 
 
@@ -87,11 +98,12 @@ class DictionaryTrainer(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
 
-def theirs(config: RunConfig, corpus: PreparedCorpus, *, dictionary: bool) -> float:
+def theirs(config: RunConfig, corpus: PreparedCorpus, ready: Ready, *, dictionary: bool) -> float:
     """The same for the Trainer, with the paper's dictionary or without any token metrics."""
     tokens = torch.from_numpy(np.array(corpus.tokens)).long()
     rows = [{"input_ids": row, "labels": row} for row in tokens]
-    clock = Clock()
+    torch.set_num_threads(config.threads)
+    clock = Clock(ready)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -119,6 +131,32 @@ def theirs(config: RunConfig, corpus: PreparedCorpus, *, dictionary: bool) -> fl
         trainer.train()
         trainer.evaluate()
     return time.perf_counter() - clock.started
+
+
+LOOPS: dict[str, Callable[[RunConfig, PreparedCorpus, Ready], float]] = {
+    "ours": ours,
+    "ours, compiled": lambda config, *rest: ours(replace(config, compile=True), *rest),
+    "Trainer + dictionary": functools.partial(theirs, dictionary=True),
+    "Trainer, no metrics": functools.partial(theirs, dictionary=False),
+}
+
+
+def at_once(loop: str, config: RunConfig, corpus: PreparedCorpus, runs: int) -> float:
+    """Seconds of as many runs side by side, a process each, which leave the warm-up together."""
+    context = multiprocessing.get_context("spawn")
+    barrier, seconds = context.Barrier(runs), context.Queue()
+    arguments = (loop, config, corpus.folder, barrier, seconds)
+    processes = [context.Process(target=_one_of, args=arguments) for _ in range(runs)]
+    for process in processes:
+        process.start()
+    slowest = max(seconds.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return slowest
+
+
+def _one_of(loop: str, config: RunConfig, corpus: Path, barrier: Any, seconds: Any) -> None:
+    seconds.put(LOOPS[loop](config, load_prepared(corpus), barrier.wait))
 
 
 def matrix_rate() -> float:
@@ -201,8 +239,34 @@ def parts_of_a_step(model: str, vocab_size: int, batch: int, context: int) -> No
     print(f"  loss head, forward and backward: {times}", flush=True)
 
 
+def compare(config: RunConfig, corpus: PreparedCorpus, rounds: int, rate: float) -> None:
+    """Print a table of all loops, each alone with all threads and in a sweep of one a thread."""
+    built = build_model(config.model, vocab_size=corpus.vocab_size)
+    parameters = sum(parameter.numel() for parameter in built.parameters())
+    tokens = (config.steps - WARM_UP) * config.batch_size * corpus.tokens.shape[1]
+    runs, single = config.threads, replace(config, threads=1)
+    ways: dict[tuple[str, str], Callable[[], float]] = {}
+    for loop in LOOPS:
+        ways[loop, "alone"] = functools.partial(at_once, loop, config, corpus, 1)
+        ways[loop, f"{runs} at once"] = functools.partial(at_once, loop, single, corpus, runs)
+    speeds = defaultdict(list)
+    for _ in range(rounds):
+        for way, measure in ways.items():
+            trained = tokens * (1 if way[1] == "alone" else runs)
+            speeds[way].append(trained / measure())
+    reference = statistics.median(speeds["Trainer + dictionary", "alone"])
+    for (loop, runs_at_once), measured in speeds.items():
+        median = statistics.median(measured)
+        print(
+            f"{config.model:14s} {loop:20s} {runs_at_once:10s} {median:10,.0f} "
+            f"{min(measured):8,.0f}-{max(measured):8,.0f} {median / reference:6.2f} "
+            f"{6 * parameters * median / rate:6.1%}",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", nargs="+", default=["openelm-tiny", "qwen2-tiny"])
     parser.add_argument("--steps", type=int, default=80)
@@ -214,7 +278,8 @@ def main() -> None:
     corpus = prepare(grid.data)
     rate = matrix_rate()
     print(f"{options.threads} threads, {rate / 1e9:.1f} GFLOP/s, torch {torch.__version__}")
-    print(f"{'model':14s} {'loop':22s} {'tokens/s':>10s} {'range':>17s}  ratio  share")
+    head = ("model", "loop", "runs", "tokens/s", "range", "ratio", "share")
+    print("{:14s} {:20s} {:10s} {:>10s} {:>17s} {:>6s} {:>6s}".format(*head))
     for name in options.model:
         config = RunConfig(
             model=name,
@@ -225,31 +290,7 @@ def main() -> None:
             evaluate_every=20,
             threads=options.threads,
         )
-        parameters = sum(
-            p.numel() for p in build_model(name, vocab_size=corpus.vocab_size).parameters()
-        )
-        tokens = (options.steps - WARM_UP) * config.batch_size * corpus.tokens.shape[1]
-        compiled = replace(config, compile=True)
-        loops = {
-            "ours": lambda: ours(config, corpus),  # noqa: B023
-            "ours, compiled": lambda: ours(compiled, corpus),  # noqa: B023
-            "Trainer + dictionary": lambda: theirs(config, corpus, dictionary=True),  # noqa: B023
-            "Trainer, no metrics": lambda: theirs(config, corpus, dictionary=False),  # noqa: B023
-        }
-        seconds: dict[str, list[float]] = {loop: [] for loop in loops}
-        for _ in range(options.rounds):
-            for loop, run in loops.items():
-                seconds[loop].append(run())
-        reference = statistics.median(seconds["ours"])
-        for loop, times in seconds.items():
-            speeds = sorted(tokens / time_ for time_ in times)
-            median = statistics.median(times)
-            share = 6 * parameters * tokens / median / rate
-            print(
-                f"{name:14s} {loop:22s} {tokens / median:10,.0f} "
-                f"{speeds[0]:8,.0f}-{speeds[-1]:8,.0f} {median / reference:6.2f} {share:6.1%}",
-                flush=True,
-            )
+        compare(config, corpus, options.rounds, rate)
     torch.set_num_threads(1)
     for sizes in (("openelm-tiny", 1024, 16, 64), ("openelm-tiny", 32005, 8, 64)):
         parts_of_a_step(*sizes)
