@@ -78,6 +78,9 @@ class SlurmPool:
                     self._settle(future, job, call, deaths)
 
     def _settle(self, future: Future[Any], job: Any, call: Any, deaths: int) -> None:
+        # submitit would wait 15 s for the result of a job that died, and hold up all others. What a
+        # slow file system still hides of one that did not, a second job finds in the run's folder.
+        job._results_timeout_s = _POLL_SECONDS
         error = job.exception()
         with self._lock:
             del self._jobs[future]
