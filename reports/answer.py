@@ -74,7 +74,7 @@ def image_answer(groups: Sequence[xr.Dataset]) -> str:
             said.append(
                 f"with as many images of every class ({name}), weight decay "
                 f"{last['weight_decay']:g} changed their test accuracies by between "
-                f"{-last['most']:+.0f} and {-last['least']:+.0f} points"
+                + f"{-last['most']:+.0f} and {-last['least']:+.0f} points".replace("-", "−")
             )
             continue
         paid = part[part["difference"] > part["difference_half_width"].fillna(np.inf)]

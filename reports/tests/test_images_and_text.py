@@ -73,7 +73,7 @@ def test_both_kinds_answer_in_their_own_words(both: Collection) -> None:
     assert (
         "(resnet9, imbalance balanced), weight decay 0.1 changed their test accuracies by " in said
     )
-    assert "between -12 and -10 points" in said
+    assert "between −12 and −10 points" in said
     assert image_answer([]) == ""
 
 
