@@ -202,7 +202,8 @@ def read_lease(folder: Path) -> dict[str, Any]:
 
 def is_held(folder: Path) -> bool | None:
     """Whether the holder of an attempt lives: None where only time can tell (see `Watch`)."""
-    state = read_lease(folder)
+    # Read again where it makes no sense: a beat may have been written meanwhile.
+    state = read_lease(folder) or read_lease(folder)
     if state.get("status") != "running":
         return False
     if state.get("kernel") != kernel_id() or state.get("flock") is not True:

@@ -25,6 +25,7 @@ from llm_experiments.configs import RunConfig
 from llm_experiments.distributed import ALONE, Follower, Group
 from llm_experiments.dropout import add_dropout, seed_dropout
 from llm_experiments.loss_head import IGNORE_INDEX, TokenLosses, linear_cross_entropy
+from llm_experiments.memory import keep_freed_memory
 from llm_experiments.models.presets import build_model, classifier, features
 from llm_experiments.optimization import build_optimizer, learning_rate, loss_weights
 from llm_experiments.preparation import PreparedCorpus
@@ -71,6 +72,7 @@ def train(
         Stopped: the attempt should stop, and there is a checkpoint to go on from.
     """
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
     # int32: CUDA cannot index a tensor of uint16.
     tokens = torch.from_numpy(corpus.tokens.astype(np.int32)).to(device)
     held_out = torch.from_numpy(corpus.held_out.astype(np.int32)).to(device)
