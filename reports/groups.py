@@ -175,11 +175,14 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
     if not final_count.any() or not counts.any():
         raise ValueError(f"{run.folder}: no class has a final loss")
     trajectory, windows = carry_forward(record["loss"].values)
+    speed = _speed(steps, trajectory)
+    carried_back, missed = speed.copy(), windows < len(steps)
+    carried_back[missed] = _speed(steps, carry_back(record["loss"].values[:, missed]))
     values = {
         "loss": loss,
         "accuracy": accuracy,
-        "learning_speed": _speed(steps, trajectory),
-        "speed_carried_back": _speed(steps, carry_back(record["loss"].values)),
+        "learning_speed": speed,
+        "speed_carried_back": carried_back,
         "windows_seen": np.where(counts > 0, windows / len(steps), math.nan),
     }
     picked = _checkpoints(len(steps))
