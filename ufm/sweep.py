@@ -6,10 +6,7 @@ a point: loss of every class, and accuracy 1 where it is learned, 0 where it col
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,7 @@ from tyro.conf import OmitArgPrefixes
 from frequency_bins import Attempt, Run, Stopped, class_record, resolve_device, run_id
 from frequency_bins.circumstances import circumstances, command_line
 from frequency_bins.command_line import parse_options
-from frequency_bins.executors import ExecutorConfig, SweepProgress, Task, open_pool
-from frequency_bins.executors import sweep as run_tasks
+from frequency_bins.executors import ExecutorConfig, Task, sweep_by
 from frequency_bins.executors.command_line import Retry, print_counts, status_command
 from frequency_bins.status import unfinished_business
 from ufm.files import check_folder
@@ -132,7 +128,7 @@ def sweep(options: Sweep) -> dict[str, int]:
     if options.execution.executor == "local":
         resolve_device(options.device)
     tasks = [_task(_create(options, piece), piece) for piece in _pieces(options)]
-    return _run(tasks, options.execution, options.device, options.threads)
+    return sweep_by(options.execution, tasks, device=options.device, threads=options.threads)
 
 
 def retry(study: Path, execution: ExecutorConfig, device: str = "auto") -> dict[str, int]:
@@ -143,15 +139,7 @@ def retry(study: Path, execution: ExecutorConfig, device: str = "auto") -> dict[
     """
     tasks = [_task(run, _piece_of(run, device)) for run in unfinished_business(study)]
     threads = max((task.argument.threads for task in tasks), default=1)
-    return _run(tasks, execution, device, threads)
-
-
-def _run(
-    tasks: Sequence[Task], execution: ExecutorConfig, device: str, threads: int
-) -> dict[str, int]:
-    open_it = functools.partial(open_pool, execution, device=device, threads=threads)
-    with contextlib.closing(SweepProgress()) as progress:
-        return run_tasks(tasks, open_it, progress)
+    return sweep_by(execution, tasks, device=device, threads=threads)
 
 
 def _pieces(options: Sweep) -> list[Piece]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ import torch
 
 from frequency_bins import Attempt, ClassMetrics, Run, resolve_device, run_id
 from frequency_bins.circumstances import absolute, circumstances, command_line, of_manifest, places
-from frequency_bins.executors import ExecutorConfig, SweepProgress, Task, open_pool
-from frequency_bins.executors import sweep as run_tasks
+from frequency_bins.executors import ExecutorConfig, Task, sweep_by
 from frequency_bins.status import unfinished_business
 from vision_appendix.augmentation import check_size
 from vision_appendix.configs import DataConfig, RunConfig, SweepConfig
@@ -72,7 +69,7 @@ def sweep(config: SweepConfig) -> dict[str, int]:
         resolve_device(config.device)
     data = load_images(config.data)
     tasks = [create_task(config, cell, data) for cell in resolve_cells(config, data)]
-    return _run(tasks, config.execution, config.device, config.training.threads)
+    return sweep_by(config.execution, tasks, device=config.device, threads=config.training.threads)
 
 
 def retry(study: Path, execution: ExecutorConfig, device: str = "auto") -> dict[str, int]:
@@ -83,15 +80,7 @@ def retry(study: Path, execution: ExecutorConfig, device: str = "auto") -> dict[
     """
     tasks = [_task_again(run, device) for run in unfinished_business(study)]
     threads = max((task.argument.config.threads for task in tasks), default=1)
-    return _run(tasks, execution, device, threads)
-
-
-def _run(
-    tasks: Sequence[Task], execution: ExecutorConfig, device: str, threads: int
-) -> dict[str, int]:
-    open_it = functools.partial(open_pool, execution, device=device, threads=threads)
-    with contextlib.closing(SweepProgress()) as progress:
-        return run_tasks(tasks, open_it, progress)
+    return sweep_by(execution, tasks, device=device, threads=threads)
 
 
 def plan(config: SweepConfig, *, steps: int = 3) -> list[tuple[Cell, float | None]]:

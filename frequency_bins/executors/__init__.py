@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from frequency_bins.executors.pools import ExecutorConfig, Pool, WorkerDied, open_pool
 from frequency_bins.executors.progress import SweepProgress
-from frequency_bins.executors.sweep import EARLIER, sweep
+from frequency_bins.executors.sweep import EARLIER, sweep, sweep_by
 from frequency_bins.executors.tasks import Outcome, Task, do
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "do",
     "open_pool",
     "sweep",
+    "sweep_by",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import threading
 import time
@@ -11,7 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from frequency_bins.executors.pools import GRACE_SECONDS, Pool, WorkerDied
+from frequency_bins.executors.pools import (
+    GRACE_SECONDS,
+    ExecutorConfig,
+    Pool,
+    WorkerDied,
+    open_pool,
+)
 from frequency_bins.executors.progress import SweepProgress
 from frequency_bins.executors.tasks import Outcome, Task, do
 from frequency_bins.leases import Watch, ask_to_stop, newest_attempt, read_lease
@@ -62,6 +69,15 @@ def sweep(
         raise ValueError(ends[0].error)
     counts.update(end.status for end in ends)
     return dict(counts)
+
+
+def sweep_by(
+    execution: ExecutorConfig, tasks: Sequence[Task], *, device: str, threads: int
+) -> dict[str, int]:
+    """`sweep` by an executor, showing its progress; each run has `threads` CPU threads."""
+    open_it = functools.partial(open_pool, execution, device=device, threads=threads)
+    with contextlib.closing(SweepProgress()) as progress:
+        return sweep(tasks, open_it, progress)
 
 
 def _outcomes(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
+
+import pytest
+
+from frequency_bins.executors import sweep_by
 
 
 class InlinePool:
@@ -22,3 +27,9 @@ class InlinePool:
 
     def close(self) -> None:
         pass
+
+
+def use_inline_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the sweeps that an executor would do be done in this process."""
+    module = sys.modules[sweep_by.__module__]  # whose name the package gives to a function
+    monkeypatch.setattr(module, "open_pool", lambda *_, **__: InlinePool())

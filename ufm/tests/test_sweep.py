@@ -8,7 +8,7 @@ import pytest
 
 from frequency_bins import Run, read_study
 from frequency_bins.status import settled_states
-from frequency_bins.tests.inline_pool import InlinePool
+from frequency_bins.tests.inline_pool import use_inline_pool
 from ufm import phase
 from ufm import sweep as sweeps
 from ufm.__main__ import main
@@ -60,7 +60,7 @@ def test_a_run_that_fails_is_done_again(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sweeps, "open_pool", lambda *_, **__: InlinePool())
+    use_inline_pool(monkeypatch)
     solve = phase.solve
     with monkeypatch.context() as broken:
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from frequency_bins import Run, read_study
-from frequency_bins.tests.inline_pool import InlinePool
+from frequency_bins.tests.inline_pool import use_inline_pool
 from vision_appendix import sweep as sweeps
 from vision_appendix.__main__ import main
 from vision_appendix.recipes import RECIPES
@@ -163,7 +163,7 @@ def test_retry_does_what_failed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sweeps, "open_pool", lambda *_, **__: InlinePool())
+    use_inline_pool(monkeypatch)
     arguments = ["sweep", "--runs-dir", str(tmp_path), "--study", "s", *counts, *TINY]
     arguments += ["--epochs", "1", "--weight-decay", "0", "--seed", "3"]
     with monkeypatch.context() as broken:
