@@ -101,7 +101,36 @@ def test_weight_norms_sum_over_the_other_classes(size):
         formula = scale * ((size - 1) ** 2 * terms[k] + others)
         row = sum(W[k, j] ** 2 for j in range(size))
         assert sp.simplify(row - formula) == 0
-        assert sp.simplify(row - formula - scale * terms[k]) != 0
+        # As printed, with the own class once more: by so much too large.
+        assert sp.simplify(scale * ((size - 1) ** 2 * terms[k] + sum(terms)) - row) == (
+            sp.simplify(scale * terms[k])
+        )
+
+
+def test_printed_weight_norms_are_refuted():
+    # n = 40, 20, 8, 3 and lambda = 1/500: |w_1|^2 is 23.438, the printed one 25.729.
+    W, _, counts, margins = explicit(4)
+    decay = sp.Rational(1, 500)
+    numbers = [40, 20, 8, 3]
+    at = {x: decay, y: decay} | dict(zip(counts, numbers, strict=True))
+    case = {N: sum(numbers), V: 4, x: decay, y: decay}
+    learned = [sp.log(3 * (R.subs(case).subs(n, count) - 1)) for count in numbers]
+    at |= dict(zip(margins, learned, strict=True))
+    terms = [sp.sqrt(count) * m for count, m in zip(numbers, learned, strict=True)]
+    printed = sp.sqrt(1 / sp.Integer(4**3 * 3)) * (9 * terms[0] + sum(terms))
+    true = sum(W[0, j] ** 2 for j in range(4)).subs(at)
+    assert abs(sp.N(true) - 23.438) < 1e-3
+    assert abs(sp.N(printed) - 25.729) < 1e-3
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_classifier_is_what_the_proof_starts_from(size):
+    W, H, counts, _ = explicit(size)
+    pulls = [sp.sqrt(count) * H[:, m] for m, count in enumerate(counts)]
+    scale = sp.sqrt(y / (x * size * (size - 1)))
+    for k in range(size):
+        row = scale * (size * pulls[k] - sum(pulls, sp.zeros(size, 1)))
+        assert sp.simplify(row - W[k, :].T) == sp.zeros(size, 1)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -151,6 +180,24 @@ def test_label_smoothing():
     assert zero(kk.subs(r, V / ((V - 1) * (1 - e))) - 1 / V)
 
 
+def test_label_smoothing_in_its_computed_form():
+    # s = y_k - 1 = sqrt(n / n_c) - 1 > 0, and e = f / (1 + f) with f > 0.
+    s, f, v, lam = sp.symbols("s f v lambda", positive=True)
+    e, size, ratio = f / (1 + f), 1 + v, 1 + s
+    root = ratio * size / (v * (1 - e))
+    own, other = 1 - e * v / size - 1 / root, e / size + 1 / (root * v)
+    spread = 1 + ratio * e / (1 - e)
+    odds = size * s / spread
+    assert sp.simplify(own / other - (1 + odds)) == 0
+    margin = sp.log(1 + odds)
+    loss = sp.log(1 + v / (1 + odds)) + e * v / size * margin
+    # -log p_kk = log(1 + (V-1) e^-M), and the smoothed share of the margin.
+    assert sp.simplify(own * (1 + v / (1 + odds))) == 1
+    # y_k falls like 1 / lambda.
+    slope = sp.diff(loss, s) * -ratio / lam
+    assert sp.simplify(slope - v / (spread * (spread + size * s)) / lam) == 0
+
+
 def test_mean_squared_error():
     s = sp.Symbol("s", positive=True)
     mass = n / N
@@ -158,6 +205,15 @@ def test_mean_squared_error():
     solution = sp.solve(sp.diff(reduced, s), s)
     assert len(solution) == 1
     assert sp.simplify(solution[0] - (1 - N * sp.sqrt(x * y / n))) == 0
+    # Loss, slope and value of the minimum with u = 1/y_k, which grows as lambda.
+    u, lam = sp.symbols("u lambda", positive=True)
+    at = {x: (u * sp.sqrt(n) / N) ** 2 / y}
+    assert sp.simplify(solution[0].subs(at) - (1 - u)) == 0
+    loss = (1 - solution[0].subs(at)) ** 2 / 2
+    assert sp.simplify(loss - u**2 / 2) == 0
+    assert sp.simplify(sp.diff(loss, u) * u / lam - u**2 / lam) == 0
+    least = reduced.subs(s, solution[0]).subs(at)
+    assert sp.simplify(least - mass * (u - u**2 / 2)) == 0
 
 
 def test_loss_weights_that_equalise():

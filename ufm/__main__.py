@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ from ufm.search import UNFINISHED
 from ufm.solver import NotCertifiedError, Solution, solve
 from ufm.verification import Claim, verify
 
+_HERE = ("verify", "solve", "predict", "phase")
+_BY_RUNS = ("sweep", "status", "retry")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
@@ -50,10 +54,10 @@ class Solve:
 
     class_counts: tuple[int, ...]
     """Samples of each class."""
-    lambda_W: float
-    """Decay of the classifier."""
-    lambda_H: float
-    """Decay of the features."""
+    lambda_W: tuple[float, ...]
+    """Decay of the classifier: one, or one a row."""
+    lambda_H: tuple[float, ...]
+    """Decay of the features: one, or one a class."""
     width: int | None = None
     """Feature width; default the number of classes."""
     label_smoothing: float = 0.0
@@ -125,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if argv[:1] and argv[0] in ("sweep", "status", "retry"):
+    if argv[:1] and argv[0] in _BY_RUNS:
         from ufm.sweep import COMMANDS  # the theory needs no run store, and this imports one
 
         return COMMANDS[argv[0]](argv[1:])
@@ -152,6 +156,9 @@ def _options(argv: list[str]) -> Verify | Solve | Predict | Phase:
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[Phase, tyro.conf.subcommand("phase")]
     )
+    if not argv or not (argv[0] in _HERE or argv[0].startswith("-")):
+        given = f"command {argv[0]!r} is unknown" if argv else "no command is given"
+        raise ValueError(f"{given}; expected one of {', '.join(_HERE + _BY_RUNS)}")
     panel = io.StringIO()
     try:
         with contextlib.redirect_stderr(panel):
@@ -166,6 +173,8 @@ def _options(argv: list[str]) -> Verify | Solve | Predict | Phase:
         # tyro rules its panel off with dashes where it cannot draw lines.
         lines = (line for line in lines if line.strip("-"))
         said = [line for line in lines if not line.startswith("For full helptext")]
+        # "Error parsing --points: " names the user's option, one without dashes a part of ours.
+        said = [re.sub(r"^Error parsing [^-:][^:]*: ", "", line) for line in said]
         raise ValueError("; ".join(said[1:] or said)) from None
 
 
@@ -223,8 +232,8 @@ def _solve(options: Solve) -> int:
         weights = repair_weights(options.class_counts, options.loss_weight_exponent)
     problem = UFMProblem(
         class_counts=options.class_counts,
-        lambda_W=options.lambda_W,
-        lambda_H=options.lambda_H,
+        lambda_W=_one_or_all(options.lambda_W),
+        lambda_H=_one_or_all(options.lambda_H),
         loss_weights=weights,
         label_smoothing=options.label_smoothing,
         loss=options.loss,
@@ -252,6 +261,10 @@ def _solve(options: Solve) -> int:
     _console().print(table)
     _print_certificate(solution)
     return 1 if solution.status == UNFINISHED else 0
+
+
+def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:
+    return values[0] if len(values) == 1 else values
 
 
 def _print_certificate(solution: Solution) -> None:

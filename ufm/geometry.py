@@ -23,7 +23,11 @@ RANK_TOLERANCE = 1e-8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Geometry:
-    """Every measure is 0 (or the count named) for exact collapse; NaN where it has no meaning."""
+    """NaN where a measure has no meaning.
+
+    With balanced classes all are 0 at the minimum but margin, rank and minority_cosine; under
+    imbalance within_class, within_class_pinv and orthogonal_frame are.
+    """
 
     active: Bool[Tensor, " V"]
     within_class: float
@@ -38,7 +42,8 @@ class Geometry:
     """Largest |cosine| between the means of two active classes: the frame that is right with
     H >= 0."""
     self_duality: float
-    """NC3: |W/|W| - M'/|M'||_F with M the class means less their global mean."""
+    """NC3: |W/|W| - M'/|M'||_F with M the class means less their global mean. Not 0 under
+    imbalance: W is then the centred sqrt(n_k) mu_k (ufm/THEORY.md, section 5)."""
     margin: Float[Tensor, " V"]
     """Least logit of the own class less the largest of the others, over the samples of a class."""
     rank: int

@@ -82,6 +82,7 @@ def verify(*, device: str | torch.device | None = None, seed: int = 0) -> list[C
         _weight_norms,
         _margins,
         _collapse_condition,
+        _classifier_rows,
         _own_logits,
         _other_logits,
         _losses,
@@ -237,6 +238,21 @@ def _collapse_condition(cases: list[_Case]) -> Claim:
         errors,
         misprinted=True,
     )
+
+
+def _classifier_rows(cases: list[_Case]) -> Claim:
+    errors = []
+    for case in cases:
+        problem, W, H = case.problem, case.solution.W, case.solution.H
+        V = problem.num_classes
+        pulls = problem.counts.sqrt() * H
+        rows = (V * pulls - pulls.sum(1, keepdim=True)).T
+        scale = (problem.feature_decay[0] / (problem.row_decay[0] * V * (V - 1))).sqrt()
+        error = _relative(scale * rows, W)
+        errors.append((error, error))
+    text = "w_k = sqrt(lH / (lW V (V-1))) (V sqrt(n_k) mu_k - sum_m sqrt(n_m) mu_m)"
+    name = "classifier, where the proof starts"
+    return _claim(name, "App. A", text, text, errors, misprinted=False)
 
 
 def _own_logits(cases: list[_Case]) -> Claim:

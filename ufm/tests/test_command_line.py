@@ -26,6 +26,15 @@ def test_solve_beyond_the_theorem(capsys):
     assert "stationary" in capsys.readouterr().out
 
 
+def test_solve_with_a_decay_of_its_own_for_each_row(capsys):
+    command = "solve --class-counts 6 3 2 1 --lambda-W 0.01 0.02 0.04 0.08 --lambda-H 0.01"
+    assert main(command.split()) == 0
+    out = capsys.readouterr().out
+    # The least of eight starts of scipy's L-BFGS-B.
+    assert "objective   0.3758840481" in out
+    assert "none known" in out
+
+
 def test_predict_writes_every_class(tmp_path, capsys):
     counts = tmp_path / "counts.csv"
     counts.write_text('label,count\n"a,b",500\nx,0\n☃,60\nd,1\n', encoding="utf-8")
@@ -65,7 +74,7 @@ def test_verify_settles_every_claim(tmp_path, capsys):
     counts.write_text("\n".join(str(10_000 // rank) for rank in range(1, 1001)), encoding="utf-8")
     output = tmp_path / "claims.csv"
     assert main(["verify", "--counts", str(counts), "--output", str(output)]) == 0
-    assert "15 of 15 claims settled" in capsys.readouterr().out
+    assert "16 of 16 claims settled" in capsys.readouterr().out
     rows = list(csv.DictReader(output.read_text(encoding="utf-8").splitlines()))
     by_name = {row["claim"]: row for row in rows}
     for name in (
@@ -147,6 +156,8 @@ def test_bad_texts_are_named(tmp_path):
     ("command", "named"),
     [
         ("", "verify"),
+        ("prove", "'prove' is unknown; expected one of verify, solve, predict, phase, sweep"),
+        ("solve --class-counts 5 2 --lambda-W 1 2 3 --lambda-H 1", "lambda_W has shape (3,)"),
         ("solve --class-counts 5 0 --lambda-W 1 --lambda-H 1", "holds 0"),
         ("solve --class-counts 5 --lambda-W 1 --lambda-H 1", "two classes"),
         ("solve --class-counts 5 x --lambda-W 1 --lambda-H 1", "x"),
@@ -163,7 +174,7 @@ def test_bad_texts_are_named(tmp_path):
         ("solve --class-counts 5 2 --lambda-W 1 --lambda-H 1 --device meta", "meta"),
         ("solve --class-counts 5 2 --lambda-W 1 --lambda-H 1 --seed 1" + "0" * 30, "seed is 1"),
         ("solve --class-counts 5 2 --lambda-W 1", "error: Missing from"),
-        ("phase --points 1", "points is 1"),
+        ("phase --points 1", "error: points is 1"),
         ("phase --points 1" + "0" * 12, "points is 1"),
     ],
 )
