@@ -6,10 +6,11 @@ OpenELM from a middle size on, one of the four numbers growing while the others 
 a process of its own, which first does a small step (that leaves threads and buffers behind), then
 five steps of the real size: forward, loss head, backward, token metrics, AdamW. "Step" is the CPU
 time of one thread, the median of the last four; "resident" the peak of the process's memory beyond
-the small step. glibc keeps freed memory in pieces, so that is more than was ever in use at once,
-which "in use" is: the peak in another process, with every large tensor in a mapping of its own.
-"Plan" is what `python -m llm_experiments plan` says of the same step: state and activations, and
-floating-point operations. Exponents are slopes in double logarithms between the two largest points.
+the small step, where glibc keeps freed memory as training asks it to; "default" the same without
+that. It keeps it in pieces, so both are more than was ever in use at once, which "in use" is: the
+peak in another process, with every large tensor in a mapping of its own. "Plan" is what
+`python -m llm_experiments plan` says of the same step: the peak of its memory, and floating-point
+operations. Exponents are slopes in double logarithms between the two largest points.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ import torch
 
 from frequency_bins import ClassMetrics
 from llm_experiments.configs import RunConfig
+from llm_experiments.memory import keep_freed_memory
 from llm_experiments.models.openelm import OpenELMConfig, OpenELMForCausalLM
 from llm_experiments.optimization import build_optimizer
-from llm_experiments.plan import activation_bytes, flops_per_token
+from llm_experiments.plan import activation_bytes, flops_per_token, head_bytes, peak_bytes
 from llm_experiments.training import token_losses
 
 TIMED_STEPS, COUNTED_STEPS = 5, 2
 M_MMAP_THRESHOLD, LARGE = -3, 2**16  # mallopt(3)
-MEMORY = ("resident", "in use", "plan")
+MEMORY = ("resident", "default", "in use", "plan")
 C = ctypes.CDLL(None)
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -110,6 +112,12 @@ def peak(size: Size, steps: int) -> tuple[int, float]:
     return resident("VmHWM") - before, statistics.median(times[1:])
 
 
+def peak_as_trained(size: Size) -> tuple[int, float]:
+    """The peak where freed memory is kept."""
+    keep_freed_memory()
+    return peak(size, TIMED_STEPS)
+
+
 def peak_in_use(size: Size) -> int:
     """The peak of what is in use, as nothing that is freed stays resident."""
     C.mallopt(M_MMAP_THRESHOLD, LARGE)
@@ -118,18 +126,20 @@ def peak_in_use(size: Size) -> int:
 
 def measure(size: Size) -> dict[str, float]:
     """Memory in bytes, seconds a step, and the plan."""
-    held, seconds = in_a_process(peak, size, TIMED_STEPS)
-    used = in_a_process(peak_in_use, size)
-    return {"resident": held, "in use": used, "seconds": seconds} | in_a_process(planned, size)
+    held, seconds = in_a_process(peak_as_trained, size)
+    default, _ = in_a_process(peak, size, TIMED_STEPS)
+    memory = {"resident": held, "default": default, "in use": in_a_process(peak_in_use, size)}
+    return memory | {"seconds": seconds} | in_a_process(planned, size)
 
 
 def planned(size: Size) -> dict[str, float]:
     """What the plan has for a step: parameters, bytes, floating-point operations."""
     model = size.model("meta")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    kept = activation_bytes(model, size.batch, size.context, half=None)
+    head = head_bytes(model, size.batch, size.context, half=None, device_type="cpu")
     return {
-        "parameters": parameters,
-        "plan": 16 * parameters + activation_bytes(model, size.batch, size.context, half=None),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "plan": peak_bytes(model, kept, head, accumulates=False),
         "operations": flops_per_token(model, size.context) * size.batch * size.context,
     }
 
@@ -154,8 +164,9 @@ def main() -> None:
     parser.add_argument("--axis", nargs="+", default=list(GROWN), choices=list(GROWN))
     options = parser.parse_args()
     print(f"torch {torch.__version__}, one thread, from {Size()}")
-    print("| grown | to | parameters | resident | in use | plan | in use / plan | step | rate |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    headings = ("grown", "to", "parameters", *MEMORY, "in use / plan", "step", "rate")
+    print(f"| {' | '.join(headings)} |")
+    print("|---" * len(headings) + "|")
     for axis in options.axis:
         rows = []
         for value in GROWN[axis]:

@@ -124,16 +124,18 @@ def _plan(argv: list[str]) -> int:
     except ValueError:
         raise ValueError(f"--utilisation is {share!r}; expected a number") from None
     rows = plan(_changed(recipe(name), rest))
+    sizes = {"state": "state_bytes", "activ.": "activation_bytes"}
+    sizes |= {"head": "head_bytes", "peak": "peak_bytes"}
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
     table.add_column("corpus", no_wrap=True)
-    for heading in ("done", "params", "tokens", "FLOP", "state", "activ.", f"{card} h"):
+    for heading in ("done", "params", "tokens", "FLOP", *sizes, f"{card} h"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             *(row.model, row.corpus, f"{row.finished}/{row.runs}"),
             *(f"{row.parameters / 1e6:.1f}M", f"{row.tokens / 1e6:.1f}M", f"{row.flops:.1e}"),
-            *(f"{size / 2**30:.2f}G" for size in (row.state_bytes, row.activation_bytes)),
+            *(_gibibytes(getattr(row, size)) for size in sizes.values()),
             f"{row.gpu_hours(card, utilisation):.2f}",
         )
     console = Console(highlight=False)
@@ -144,9 +146,14 @@ def _plan(argv: list[str]) -> int:
         f"{left} runs to do: {hours:.2f} {card} hours of training, if {utilisation:.0%} of the "
         "card's data-sheet rate is kept (an assumption; evaluation and start-up come on top). "
         "Tokens, FLOP and memory (GiB) are those of one run. State: weights, gradients, optimizer. "
-        "Activations: an estimate of what a forward pass keeps, without torch.compile."
+        "Activations: what a forward pass keeps, without torch.compile. Head: what the loss needs "
+        "beside them. Peak: the most of it at once; what an allocator keeps comes on top."
     )
     return 0
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:.{1 if size >= 10 * 2**30 else 2}f}"
 
 
 def _changed(grids: Sequence[SweepConfig], argv: list[str]) -> list[SweepConfig]:

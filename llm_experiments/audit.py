@@ -130,7 +130,7 @@ def audit(
         logits = model(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
         ).logits
-        metrics.update(*next_token_predictions(logits, labels))
+        metrics.update(*next_token_predictions(logits, labels, half=model.dtype.itemsize < 4))
         report(done := done + len(rows))
     return metrics
 

@@ -35,6 +35,7 @@ class TokenMetricsCallback(TrainerCallback):
         self.steps: list[int] = []
         self.history: list[ClassMetrics] = []
         self._window = ClassMetrics(vocab_size, model.device)
+        self._half = model.dtype.itemsize < 4
         model.register_forward_hook(self._after_forward, with_kwargs=True)
 
     @torch.no_grad()
@@ -44,10 +45,14 @@ class TokenMetricsCallback(TrainerCallback):
         labels: Tensor | None = kwargs.get("labels")
         if not model.training or labels is None:
             return
-        seen = next_token_predictions(output.logits, labels)
+        seen = next_token_predictions(output.logits, labels, half=self._half)
         if self._window.device != seen.target.device:
             self._window = ClassMetrics(self.vocab_size, seen.target.device)
         self._window.update(*seen)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mixed precision gives logits of half precision, which the Trainer makes float32."""
+        self._half |= args.fp16 or args.bf16
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any

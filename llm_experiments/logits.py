@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llm_experiments.loss_head import IGNORE_INDEX
+from llm_experiments.loss_head import IGNORE_INDEX, largest_and_correct
 
 # Logits that are copied to float32 at a time.
 _CHUNK_ELEMENTS = 2**22
@@ -24,14 +24,15 @@ class Predictions(NamedTuple):
 
 
 @torch.no_grad()
-def next_token_predictions(logits: Tensor, labels: Tensor) -> Predictions:
+def next_token_predictions(logits: Tensor, labels: Tensor, *, half: bool) -> Predictions:
     """How position t of logits (B, T, V) predicts label t + 1 of labels (B, T), N = B (T - 1).
 
     Softmax and losses are float32 or wider; a part of the logits is copied at a time. Labels of
-    IGNORE_INDEX are no targets.
+    IGNORE_INDEX are no targets. ``half``: the logits are products in half precision, whatever their
+    type is now; see `largest_and_correct`.
     """
     target = labels[:, 1:].to(logits.device)
-    parts = [(_losses(part, aim), part.argmax(-1) == aim) for part, aim in _parts(logits, target)]
+    parts = [(_losses(*part), _correct(*part, half)) for part in _parts(logits, target)]
     return Predictions(
         loss=torch.cat([loss for loss, _ in parts]),
         target=target.flatten(),
@@ -49,3 +50,8 @@ def _parts(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def _losses(logits: Tensor, target: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide, target, reduction="none", ignore_index=IGNORE_INDEX)
+
+
+def _correct(logits: Tensor, target: Tensor, half: bool) -> Tensor:
+    aim = target.clamp(min=0)[:, None]  # IGNORE_INDEX is no index
+    return largest_and_correct(logits, aim, first_of_equals=half)[1][:, 0] & (target == aim[:, 0])

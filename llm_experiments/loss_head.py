@@ -32,14 +32,29 @@ class TokenLosses(NamedTuple):
 
     objective: scalar, sum of weight * (smoothed) loss; the one entry that gradients flow through.
     loss: (N,) cross-entropy in nats, float32 or wider; 0 where the target is IGNORE_INDEX.
-    correct: (N,) whether the target is the prediction: no logit is larger than its own. Of equal
-        largest logits the first is the prediction in half precision, where rounding makes many of
-        them; in float32 and wider, where they hardly occur, each counts as one.
+    correct: (N,) whether the target is the prediction, see `largest_and_correct`.
     """
 
     objective: Tensor
     loss: Tensor
     correct: Tensor
+
+
+def largest_and_correct(
+    logits: Tensor, target: Tensor, *, first_of_equals: bool
+) -> tuple[Tensor, Tensor]:
+    """Largest of each row of logits (..., V), and whether target (..., 1) is the prediction.
+
+    It is, where no logit is larger than its own. With ``first_of_equals`` only the first of equal
+    largest logits is the prediction: for products in half precision, where rounding makes many of
+    them. In float32 and wider they hardly occur, and finding where the maximum is takes longer than
+    finding its value. Both results are (..., 1).
+    """
+    if first_of_equals:
+        largest, argmax = logits.max(dim=-1, keepdim=True)
+        return largest, argmax == target
+    largest = logits.amax(dim=-1, keepdim=True)
+    return largest, logits.gather(-1, target) == largest
 
 
 def linear_cross_entropy(
@@ -67,6 +82,39 @@ def linear_cross_entropy(
     return TokenLosses(objective, loss, correct)
 
 
+def held_bytes(
+    num_targets: int, num_classes: int, width: int, dtype: torch.dtype, device_type: str
+) -> int:
+    """Bytes that `linear_cross_entropy` holds at its peak, of N targets, V classes and width D.
+
+    Counted are features of this type with their gradient and what grows with V, but for the
+    classifier itself: in the forward pass its gradient, its copy in half precision (or padded) and
+    a chunk of logits; in the backward pass its gradient twice, as formed and as scaled.
+    """
+    size = dtype.itemsize
+    wide = max(size, 4)
+    padding = _padding(num_classes, device_type)
+    matrix = (num_classes + padding) * width
+    chunk = min(num_targets, _rows(num_classes + padding, device_type)) * (num_classes + padding)
+    forward = wide * matrix
+    if size == wide:
+        forward += size * (matrix * bool(padding) + chunk)
+    else:  # a chunk is there in both types, or it has a part of the gradient beside it
+        forward += size * (matrix + chunk) + max(wide * chunk, size * matrix)
+    backward = wide * (matrix + num_classes * width)
+    return 2 * size * num_targets * width + max(forward, backward)
+
+
+def _padding(num_classes: int, device_type: str) -> int:
+    """Rows to add to the classifier."""
+    return -num_classes % _MULTIPLE.get(device_type, 1)
+
+
+def _rows(num_classes: int, device_type: str) -> int:
+    """Tokens whose logits are formed at a time."""
+    return max(_LEAST_ROWS, _CHUNK_ELEMENTS.get(device_type, 2**18) // num_classes)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are formed in the forward pass, while a chunk's softmax is at hand."""
 
@@ -85,29 +133,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         smoothed = torch.empty_like(losses) if smoothing else losses
         correct = torch.empty(len(features), dtype=torch.bool, device=features.device)
         factor = weight.to(features.dtype)
-        padding = -len(weight) % _MULTIPLE.get(features.device.type, 1)
-        if padding:
+        if padding := _padding(len(weight), features.device.type):
             factor = F.pad(factor, (0, 0, 0, padding))
         d_features = torch.empty_like(features) if with_gradient else None
         d_weight = torch.zeros_like(factor, dtype=wide) if with_gradient else None
         valid = targets != IGNORE_INDEX
         safe_targets = torch.where(valid, targets, 0)[:, None]
         scale = torch.where(valid, token_weight.to(wide), 0)[:, None]
-        rows = max(_LEAST_ROWS, _CHUNK_ELEMENTS.get(features.device.type, 2**18) // len(factor))
+        rows = _rows(len(factor), features.device.type)
         for start in range(0, len(features), rows):
             part = slice(start, start + rows)
             target = safe_targets[part]
             logits = (features[part] @ factor.T).to(wide)
             logits[:, len(weight) :] = -torch.inf
-            if features.dtype == wide:  # finding where the maximum is takes longer than its value
-                logits -= logits.amax(dim=-1, keepdim=True)
-                target_logit = logits.gather(1, target)
-                correct[part] = (target_logit == 0)[:, 0]
-            else:
-                largest, argmax = logits.max(dim=-1, keepdim=True)
-                logits -= largest
-                target_logit = logits.gather(1, target)
-                correct[part] = (argmax == target)[:, 0]
+            half = features.dtype != wide
+            largest, hits = largest_and_correct(logits, target, first_of_equals=half)
+            correct[part] = hits[:, 0]
+            logits -= largest
+            target_logit = logits.gather(1, target)
             mean_logit = logits[:, : len(weight)].mean(dim=-1, keepdim=True) if smoothing else None
             total = logits.exp_().sum(dim=-1, keepdim=True)
             losses[part] = (total.log() - target_logit)[:, 0]
@@ -119,11 +162,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if smoothing:
                     gradient[:, : len(weight)] -= smoothing / len(weight) * scale[part]
                 gradient = gradient.to(features.dtype)
+                del logits  # of which a half copy is enough
                 d_features[part] = gradient @ factor
                 if gradient.dtype == wide:
                     d_weight.addmm_(gradient.T, features[part])
                 else:
                     d_weight += gradient.T @ features[part]
+                del gradient  # so that it is not there beside the next chunk's logits
         losses.masked_fill_(~valid, 0)
         correct &= valid
         if d_features is not None and d_weight is not None:

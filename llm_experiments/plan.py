@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from frequency_bins import Run, read_study
 from llm_experiments.configs import SweepConfig
+from llm_experiments.loss_head import held_bytes
 from llm_experiments.models.presets import build_model, classifier
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # Dense half-precision matrix rate by the vendor's data sheet, FLOP/s.
 CARDS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}
 # fp32 weights, gradients and the two moments of AdamW.
-_BYTES_PER_PARAMETER = 16
+_BYTES_PER_PARAMETER, _BYTES_PER_GRADIENT = 16, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,14 @@ class ModelPlan:
     """floating-point operations of one run's training"""
     activation_bytes: int
     """what a forward pass keeps for the backward pass, see `activation_bytes`"""
+    head_bytes: int
+    """what the loss head holds on top of it, see `loss_head.held_bytes`"""
+    peak_bytes: int
+    """the most that a step needs at once, see `peak_bytes`"""
 
     @property
     def state_bytes(self) -> int:
-        """Weights, gradients and optimizer state; activations come on top."""
+        """Weights, gradients and optimizer state."""
         return self.parameters * _BYTES_PER_PARAMETER
 
     def gpu_hours(self, card: str, utilisation: float) -> float:
@@ -72,6 +77,8 @@ def _plan(grid: SweepConfig, name: str) -> ModelPlan:
     tokens = training.steps * training.batch_size * training.accumulation * context
     half = None if training.precision == "fp32" else torch.bfloat16  # fp16 is as wide
     kept = activation_bytes(model, training.batch_size, context, half)
+    device_type = "cpu" if grid.device == "cpu" else "cuda"
+    head = head_bytes(model, training.batch_size, context, half, device_type)
     return ModelPlan(
         study=grid.study,
         model=name,
@@ -82,7 +89,37 @@ def _plan(grid: SweepConfig, name: str) -> ModelPlan:
         tokens=tokens,
         flops=float(flops_per_token(model, context)) * tokens,
         activation_bytes=kept,
+        head_bytes=head,
+        peak_bytes=peak_bytes(model, kept, head, accumulates=training.accumulation > 1),
     )
+
+
+def peak_bytes(model: PreTrainedModel, activations: int, head: int, *, accumulates: bool) -> int:
+    """The most that a training step needs at once, but for what the allocator keeps.
+
+    While the loss head works all activations are there, and gradients only if earlier passes of the
+    step left some. At the end of the backward pass all gradients are, that of a tied embedding
+    twice, and no activations.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    state = parameters * _BYTES_PER_PARAMETER
+    gradients = 0 if accumulates else parameters * _BYTES_PER_GRADIENT
+    embedding = model.get_input_embeddings().weight
+    twice = embedding.numel() * _BYTES_PER_GRADIENT if classifier(model) is embedding else 0
+    return max(state - gradients + activations + head, state + twice)
+
+
+def head_bytes(
+    model: PreTrainedModel,
+    batch_size: int,
+    context: int,
+    half: torch.dtype | None,
+    device_type: str,
+) -> int:
+    """Bytes that the loss head holds at its peak, see `loss_head.held_bytes`."""
+    vocab_size, width = classifier(model).shape
+    num_targets = batch_size * (context - 1)
+    return held_bytes(num_targets, vocab_size, width, half or torch.float32, device_type)
 
 
 def flops_per_token(model: PreTrainedModel, context: int) -> int:
@@ -103,8 +140,7 @@ def activation_bytes(
     """Bytes that a forward pass keeps for the backward pass: what autograd saves, by its shapes.
 
     Counted in eager mode on tensors without memory (torch.compile keeps less); in half precision
-    the weights' half copies are among it. On top come what the loss head (the classifier's
-    gradient in fp32) and the allocator need.
+    the weights' half copies are among it.
     """
     body = model.base_model
     kept: dict[int, torch.UntypedStorage] = {}

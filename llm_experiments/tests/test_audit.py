@@ -33,6 +33,7 @@ from llm_experiments.audit import audit, load, tokenize
 from llm_experiments.callback import TokenMetricsCallback
 from llm_experiments.configs import DataConfig
 from llm_experiments.corpora import load_corpus
+from llm_experiments.logits import next_token_predictions
 from llm_experiments.models.presets import build_model
 from llm_experiments.preparation import PreparedCorpus
 from llm_experiments.tests.conftest import SHARED, needs_shared
@@ -82,6 +83,31 @@ def test_audit_is_algorithm_1(
     np.testing.assert_allclose(metrics.loss_sum, expected.loss_sum, rtol=1e-5)
     assert done[-1] == len(sequences)
     assert (len(done) == len(sequences)) == (max_logits == 1)
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_of_equal_logits_the_first_is_the_prediction_in_half_precision(half: bool) -> None:
+    """As in the loss head; what is no target is no prediction either."""
+    logits = torch.tensor([[2.0, 2.0, 1.0]]).expand(1, 5, 3)
+    seen = next_token_predictions(logits, torch.tensor([[0, 0, 1, 2, -100]]), half=half)
+    assert seen.correct.tolist() == [True, not half, False, False]
+
+
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}])
+def test_the_callback_knows_of_mixed_precision(
+    corpus: PreparedCorpus, tmp_path: Path, precision: dict[str, bool]
+) -> None:
+    """A model whose logits are all alike: in half precision token 0 alone is predicted."""
+    model = build_model("qwen2-tiny", vocab_size=corpus.vocab_size)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    row = torch.arange(8)
+    callback = TokenMetricsCallback(model, vocab_size=corpus.vocab_size)
+    arguments = arguments_for(tmp_path, logging_steps=1, **precision)
+    rows = [{"input_ids": row, "labels": row.flip(0)}]
+    Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+    (window,) = callback.history
+    assert window.correct.tolist()[:7] == ([1, 0, 0, 0, 0, 0, 0] if precision else [1] * 7)
 
 
 def gpt2() -> PreTrainedModel:

@@ -7,7 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from llm_experiments import loss_head
-from llm_experiments.loss_head import IGNORE_INDEX, linear_cross_entropy
+from llm_experiments.loss_head import (
+    IGNORE_INDEX,
+    held_bytes,
+    largest_and_correct,
+    linear_cross_entropy,
+)
+from llm_experiments.tests.live_memory import LiveMemory
 
 
 def case(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -130,3 +136,48 @@ def test_correct_is_what_a_literal_argmax_says(dtype: torch.dtype) -> None:
     targets = torch.where(torch.arange(2000) % 2 == 0, prediction, torch.arange(2000) % 50)
     losses = linear_cross_entropy(features, weight, targets, torch.ones(2000))
     assert torch.equal(losses.correct, prediction == targets)
+
+
+@pytest.mark.parametrize("first_of_equals", [True, False])
+def test_a_target_below_the_largest_logit_is_no_prediction(first_of_equals: bool) -> None:
+    logits = torch.tensor([[[0.0, 2.0, 2.0, 1.0]] * 4])
+    targets = torch.tensor([[[0], [1], [2], [3]]])
+    largest, correct = largest_and_correct(logits, targets, first_of_equals=first_of_equals)
+    assert largest.tolist() == [[[2.0]] * 4]
+    assert correct.tolist() == [[[False], [True], [not first_of_equals], [False]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("multiple", [1, 64])
+@pytest.mark.parametrize(
+    ("num_targets", "width"), [(200, 16), (20, 16), (200, 256)], ids=["forward", "few", "backward"]
+)
+def test_what_the_head_holds_is_what_is_planned(
+    monkeypatch: pytest.MonkeyPatch,
+    num_targets: int,
+    width: int,
+    multiple: int,
+    dtype: torch.dtype,
+) -> None:
+    """To the byte as V grows; beyond that, only the features that a test holds, and some a token.
+
+    At a small width the chunk of logits makes the peak; at a large one the gradient, twice.
+    """
+    monkeypatch.setitem(loss_head._MULTIPLE, "cpu", multiple)
+
+    def measured(num_classes: int) -> int:
+        features = torch.randn(num_targets, width).to(dtype).requires_grad_()
+        weight = torch.randn(num_classes, width).to(torch.promote_types(dtype, torch.float32))
+        targets = torch.arange(num_targets)
+        share = torch.ones(num_targets)
+        with LiveMemory(features, weight) as memory:
+            losses = linear_cross_entropy(features, weight.requires_grad_(), targets, share)
+            losses.objective.backward()
+        return memory.peak - weight.nbytes
+
+    def planned(num_classes: int) -> int:
+        return held_bytes(num_targets, num_classes, width, dtype, "cpu")
+
+    assert measured(7001) - measured(3000) == planned(7001) - planned(3000)
+    beyond = measured(3000) - planned(3000)
+    assert 0 <= beyond <= num_targets * (width * dtype.itemsize + 64)

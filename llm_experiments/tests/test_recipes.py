@@ -11,11 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from frequency_bins.executors import ExecutorConfig
 from llm_experiments.__main__ import main
-from llm_experiments.configs import DataConfig, SweepConfig, TrainingConfig
+from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.models.presets import build_model, features
-from llm_experiments.plan import activation_bytes, flops_per_token, plan
+from llm_experiments.optimization import build_optimizer
+from llm_experiments.plan import (
+    activation_bytes,
+    flops_per_token,
+    head_bytes,
+    peak_bytes,
+    plan,
+)
 from llm_experiments.recipes import RECIPES, recipe
 from llm_experiments.sweep import sweep
+from llm_experiments.tests.live_memory import LiveMemory
+from llm_experiments.training import token_losses
 
 SEEDS = (0, 1, 2, 3, 4)
 TABLE_1 = (0.0, 0.1, 0.3, 0.5, 1.0)
@@ -209,6 +218,30 @@ def test_planned_activations_are_what_autograd_keeps(
     measured = sum(storage.nbytes() for storage in kept.values())
     planned = activation_bytes(build_model(model_name, vocab_size=500, device="meta"), 4, 32, half)
     assert planned == pytest.approx(measured, rel=margin, abs=0)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+@pytest.mark.parametrize("vocab_size", [500, 30_000])
+def test_the_planned_peak_is_that_of_a_step(
+    vocab_size: int, half: torch.dtype | None, accumulation: int
+) -> None:
+    """Of the second step, when the optimizer's moments are there, by every tensor that exists."""
+    model = build_model("openelm-tiny", vocab_size=vocab_size)
+    optimizer = build_optimizer(model, RunConfig(weight_decay=0.1))
+    weights = torch.ones(vocab_size)
+    with LiveMemory(*model.parameters()) as memory:
+        for _ in range(2):
+            for _ in range(accumulation):
+                sequences = torch.randint(5, vocab_size, (16, 64))
+                token_losses(model, sequences, weights, half)[0].objective.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    kept = activation_bytes(model, 16, 64, half)
+    head = head_bytes(model, 16, 64, half, "cpu")
+    planned = peak_bytes(model, kept, head, accumulates=accumulation > 1)
+    # While the head's gradient goes into the body some tensors of a layer are there as well.
+    assert planned < memory.peak < 1.07 * planned
 
 
 def test_a_plan_trains_nothing(
