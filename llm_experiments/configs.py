@@ -65,8 +65,8 @@ class TrainingConfig:
     evaluate_every: int = 100
     """steps between two records of the per-token metrics"""
     evaluate: Evaluation = "final"
-    """stream: the training steps alone; final: and one pass over the training set at the end; full:
-    and such a pass at every evaluation"""
+    """stream: the training steps alone, without the final losses that `reports` shows; final: and
+    one pass over the training set at the end; full: and such a pass at every evaluation"""
     precision: Precision = "fp32"
     """fp16 (with loss scaling) and bf16 compute in half precision, with weights in fp32"""
     compile: bool = False

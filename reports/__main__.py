@@ -109,14 +109,14 @@ def build(options: Build) -> int:
 
 
 def export_files(options: Export) -> int:
-    """Write the files and print their folder. ValueError if no run is finished."""
+    """Write the files and print their folder. ValueError if no run has a final loss."""
     out = options.out or _beside(options.studies, options.out) / "export"
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {out}, a file; expected a folder")
     collection = collect(options.studies)
     if not collection.groups:
         raise ValueError(
-            f"no run of {', '.join(collection.studies)} is finished; nothing to export"
+            f"no run of {', '.join(collection.studies)} has a final loss; nothing to export"
         )
     export(collection.groups, out)
     return _done(out, collection)
@@ -136,13 +136,13 @@ def compare(options: Compare) -> int:
 
 
 def prompt(options: Prompt) -> int:
-    """Draw Figure 2 for a text and print the file's path. ValueError if no run is finished."""
+    """Draw Figure 2 for a text and print the file's path. ValueError if no run has a final loss."""
     out = _file(options.out, options.study / "prompt.svg")
     if out.suffix not in (".svg", ".pdf"):
         raise ValueError(f"--out is {out}; expected a name that ends in .svg or .pdf")
     collection = collect([options.study])
     if not collection.groups:
-        raise ValueError(f"no run of {options.study} is finished; nothing says what is rare")
+        raise ValueError(f"no run of {options.study} has a final loss; nothing says what is rare")
     group = collection.groups[0]
     tokens = split(options.text, group["label"].values.tolist(), options.tokenizer)
     write_atomically(out, saved(figure_2(group, tokens), out.suffix[1:]))

@@ -59,7 +59,7 @@ def answer(groups: Sequence[xr.Dataset]) -> Answer:
             "two weight decays to compare.",
             changes=(),
         )
-    return Answer(sentence="No answer yet: no run of this study is finished.", changes=())
+    return Answer(sentence="No answer yet: no run of this study has a final loss.", changes=())
 
 
 def image_answer(groups: Sequence[xr.Dataset]) -> str:

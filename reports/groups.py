@@ -52,6 +52,9 @@ NEEDED = (
 )
 BY_CLASS = ("loss", "accuracy", "learning_speed", "windows_seen")
 BIN_BASE = 3
+NOT_EVALUATED = (
+    "finished with --evaluate stream, which has no final losses; run it with --evaluate final"
+)
 MOST_NAMED_CLASSES = 50
 PARALLEL_FROM = 20
 
@@ -72,8 +75,8 @@ class Collection:
 
     `groups`: datasets as `group_dataset` makes them, in the order of their names. `manifests`:
     of every run that is in a group, by run id. `unfinished`: new, running, lost, failed or
-    diverged runs, and those that the grid of weight decays and seeds lacks. `problems`:
-    unreadable files.
+    diverged runs, those without a final evaluation (`--evaluate stream`), and those that the grid
+    of weight decays and seeds lacks. `problems`: unreadable files.
     """
 
     studies: tuple[str, ...]
@@ -109,7 +112,7 @@ def collect(folders: Sequence[Path]) -> Collection:
                 found[run.id] = folder, run, manifest
             except (ValueError, OSError) as error:
                 problems.append(_problem(folder, run.folder, str(error)))
-    finished = [entry for entry in found.values() if entry[2]["status"] == "finished"]
+    finished = [entry for entry in found.values() if _has_a_final_loss(entry[2])]
     tasks = [(run, manifest) for _, run, manifest in finished]
     results = parallel_map(_reduced, tasks, worth=PARALLEL_FROM)
     reduced: dict[tuple[str, str], list[xr.Dataset]] = {}
@@ -546,12 +549,18 @@ def _missing(configs: Iterable[Mapping[str, Any]]) -> list[RunNote]:
 def _unfinished(
     folder: Path, run: Run, manifest: Mapping[str, Any], lost: Mapping[str, str]
 ) -> RunNote:
-    return RunNote(
-        status="lost" if run.id in lost else manifest["status"],
-        what=_what(manifest["config"]),
-        path=f"{folder.name}/{run.id}",
-        reason=lost.get(run.id) or str(manifest.get("error") or ""),
-    )
+    status, reason = manifest["status"], str(manifest.get("error") or "")
+    if run.id in lost:
+        status, reason = "lost", lost[run.id]
+    elif status == "finished":
+        status, reason = "not evaluated", NOT_EVALUATED
+    what, path = _what(manifest["config"]), f"{folder.name}/{run.id}"
+    return RunNote(status=status, what=what, path=path, reason=reason)
+
+
+def _has_a_final_loss(manifest: Mapping[str, Any]) -> bool:
+    """Finished, and the training set was measured at the end."""
+    return manifest["status"] == "finished" and manifest["config"].get("evaluate") != "stream"
 
 
 def _problem(folder: Path, path: Path, reason: str) -> RunNote:

@@ -44,6 +44,18 @@ def test_a_damaged_store_is_named_and_exits_1(
     assert damaged.read_bytes() == b"not a record"
 
 
+def test_a_study_without_final_evaluations_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "s", weight_decay=0.0, seed=0, vocab_size=60, evaluate="stream")
+    assert main(["build", str(tmp_path / "s")]) == 0
+    page = (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
+    assert "run it with --evaluate final" in page
+    assert "no run of this study has a final loss" in page
+    assert main(["export", str(tmp_path / "s")]) == 2
+    assert "has a final loss" in capsys.readouterr().err
+
+
 def test_export_and_compare(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,6 +152,19 @@ def test_unfinished_and_missing_runs_are_listed(collection: Collection) -> None:
     assert not collection.problems
 
 
+def test_a_run_without_a_final_evaluation_is_listed_with_what_to_do(tmp_path: Path) -> None:
+    make_run(tmp_path, weight_decay=0.0, seed=0, evaluate="final")
+    streamed = make_run(tmp_path, weight_decay=0.0, seed=1, evaluate="stream")
+    make_run(tmp_path, weight_decay=0.0, seed=2, evaluate="stream", status="diverged")
+    found = collect([tmp_path])
+    assert [group.sizes["run"] for group in found.groups] == [1]
+    notes = {note.status: note for note in found.unfinished if note.status != "missing"}
+    assert notes.keys() == {"not evaluated", "diverged"}
+    assert notes["not evaluated"].path.endswith(streamed.id)
+    assert "--evaluate final" in notes["not evaluated"].reason
+    assert not found.problems
+
+
 def test_a_run_that_somebody_holds_is_running(tmp_path: Path) -> None:
     run = make_run(tmp_path, weight_decay=0.0, seed=0, status="running")
     with attempt(run):

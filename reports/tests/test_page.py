@@ -199,7 +199,7 @@ def test_the_page_is_the_same_every_time(collection: Collection) -> None:
 def test_a_study_without_finished_runs_has_a_page(tmp_path: Path) -> None:
     make_run(tmp_path, weight_decay=0.0, seed=0, status="running")
     parsed = Page(render(collect([tmp_path])))
-    assert "no run of this study is finished" in parsed.text
+    assert "no run of this study has a final loss" in parsed.text
     assert "openelm-tiny, weight decay 0, seed 0" in parsed.text
 
 
