@@ -10,6 +10,7 @@ size, which is what DEFLATE can honestly reach. A file that is merely large take
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import math
@@ -256,37 +257,47 @@ def _labels(variable: pyfive.Dataset, content: bytes) -> list[str]:
     """
     count = variable.shape[0]
     references = np.frombuffer(content, _REFERENCE, count, variable.id.data_offset if count else 0)
-    heaps: dict[int, dict[int, bytes]] = {0: {0: b""}}
-    bytes_left = len(content)
-    for address in np.unique(references["address"]).tolist():
-        if address:
-            size, heaps[address] = _heap(content, address)
-            bytes_left -= size
-            if bytes_left < 0:
-                raise ValueError("heaps that lie in each other")
-    places = zip(references["address"].tolist(), references["index"].tolist(), strict=True)
-    stored = [heaps[address][index] for address, index in places]
-    # One string of the file is one object, however often it is pointed to.
-    if sum(map(len, stored)) > len(content):
-        raise ValueError("labels that share their text")
-    return _unescaped([label.decode("ascii") for label in stored])
+    addresses, heap = np.unique(references["address"], return_inverse=True)
+    sizes = [_heap_size(content, address) for address in addresses.tolist()]
+    if sum(sizes) > len(content):
+        raise ValueError("heaps that lie in each other")
+    heaps = [content[a : a + size] for a, size in zip(addresses.tolist(), sizes, strict=True)]
+    return list(_texts(tuple(heaps), heap.tobytes(), references["index"].tobytes()))
 
 
-def _heap(content: bytes, address: int) -> tuple[int, dict[int, bytes]]:
-    """Size of a global heap and its objects by index (HDF5 file format, III.E); 0 is no object."""
+def _heap_size(content: bytes, address: int) -> int:
+    """Bytes of the global heap at `address` (HDF5 file format, III.E); 0 is no heap."""
+    if not address:
+        return 0
     signature, size = _HEAP.unpack_from(content, address)
-    end, place = address + size, address + _HEAP.size
-    if signature != b"GCOL" or size < _HEAP.size or end > len(content):
+    if signature != b"GCOL" or size < _HEAP.size or address + size > len(content):
         raise ValueError("a heap that is none")
-    objects = {0: b""}
-    while place + _HEAP_OBJECT.size <= end:
-        index, length = _HEAP_OBJECT.unpack_from(content, place)
+    return int(size)
+
+
+@functools.lru_cache(maxsize=1)  # runs that are compared have the same labels
+def _texts(heaps: tuple[bytes, ...], heap: bytes, index: bytes) -> tuple[str, ...]:
+    """The label of every class: in which of `heaps` (intp), and which object there (uint32)."""
+    objects = [_heap_objects(content) for content in heaps]
+    which, place = np.frombuffer(heap, np.intp).tolist(), np.frombuffer(index, "<u4").tolist()
+    stored = [objects[i][j] for i, j in zip(which, place, strict=True)]
+    # One string of the file is one object, however often it is pointed to.
+    if sum(map(len, stored)) > sum(map(len, heaps)):
+        raise ValueError("labels that share their text")
+    return tuple(_unescaped([label.decode("ascii") for label in stored]))
+
+
+def _heap_objects(heap: bytes) -> dict[int, bytes]:
+    """The objects of a global heap by index; 0 is no object."""
+    objects, place = {0: b""}, _HEAP.size
+    while place + _HEAP_OBJECT.size <= len(heap):
+        index, length = _HEAP_OBJECT.unpack_from(heap, place)
         place += _HEAP_OBJECT.size
         if index == 0:
             break
-        objects[index] = content[place : min(place + length, end)]
+        objects[index] = heap[place : place + length]
         place += -(-length // 8) * 8
-    return size, objects
+    return objects
 
 
 def _numbers(variable: pyfive.Dataset, content: bytes) -> NDArray[Any]:

@@ -86,17 +86,21 @@ def bin_summary(
         expected = len(bins.class_counts)
         raise ValueError(f"values have the shape {array.shape}; expected (..., {expected})")
     weights = np.ones_like(array) if counts is None else _counts_like(counts, array)
-    weights = np.where(np.isnan(array), 0, weights)
+    weights = np.where(np.isnan(array), 0.0, weights)
     members = [np.flatnonzero(bins.index.numpy() == i) for i in range(len(bins))]
     columns = [(weights[..., m], array[..., m]) for m in members]
-    means = [_weighted_mean(w, v) for w, v in columns]
-    variances = [
-        _weighted_mean(w, (v - mean[..., None]) ** 2)
-        for (w, v), mean in zip(columns, means, strict=True)
-    ]
+    totals = [_weighted_sum(w, v) for w, v in columns]
+    weight = [_sums(w) for w, _ in columns]
+    with np.errstate(invalid="ignore"):
+        means = [total / w for total, w in zip(totals, weight, strict=True)]
+        squares = [
+            _weighted_sum(w, (v - mean[..., None]) ** 2)
+            for (w, v), mean in zip(columns, means, strict=True)
+        ]
+        variances = [square / w for square, w in zip(squares, weight, strict=True)]
     return BinSummary(
         labels=bins.labels,
-        total=np.stack([_weighted_sum(w, v) for w, v in columns], axis=-1),
+        total=np.stack(totals, axis=-1),
         mean=np.stack(means, axis=-1),
         std=np.sqrt(np.stack(variances, axis=-1)),
         classes=np.stack([(w > 0).sum(axis=-1, dtype=np.int64) for w, _ in columns], axis=-1),

@@ -64,6 +64,7 @@ def saved(figure: ReportFigure, format: str) -> bytes:
     buffer = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}), missing_glyphs_allowed():
+        figure.settle()
         figure.savefig(buffer, format=format, dpi=300, metadata=dates[format])
     return buffer.getvalue()
 

@@ -92,7 +92,8 @@ def glance(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     axes[0].set_ylabel("loss (nats)")
     said = [f"token-balanced {_ends(balanced['mean'])}, average {_ends(average['mean'])}"]
     colour = decay_colours(weight_decays([group]))[decay]
-    said.append(_law_panel(axes[1], group, decay, colour, _highest_loss(group, decay)))
+    said.append(_law_panel(axes[1], group, decay, colour))
+    _law_axes(axes[1], [group], _highest_loss(group, decay))
     axes[1].set_xlabel("training count (log scale)")
     if found:
         said += _repair_panel(axes[2], family, decay)
@@ -609,10 +610,11 @@ def theory_over_losses(*groups: xr.Dataset, narrow: bool = False) -> ReportFigur
     place, said = 0, []
     colours = decay_colours(weight_decays(groups))
     highest = max(_highest_loss(group, decay) for group, decay in cells)
+    _law_axes(axes[0], groups, highest)  # which all panels share
     for group in groups:
         for position, decay in enumerate(weight_decays([group])):
             axis = axes[place + position]
-            said.append(_law_panel(axis, group, decay, colours[decay], highest))
+            said.append(_law_panel(axis, group, decay, colours[decay]))
             first = (place + position) % columns == 0
             axis.tick_params(labelleft=first)
             if first:
@@ -829,12 +831,18 @@ def _highest_bin(group: xr.Dataset) -> float:
     return float(np.nanmax(group["bin_loss"].values))
 
 
-def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str, highest: float) -> str:
+def _law_axes(axis: Axes, groups: Sequence[xr.Dataset], highest: float) -> None:
+    count_axis(axis, max(float(group["class_count"].values.max()) for group in groups))
+    few = any(group.sizes["class"] <= MOST_NAMED_CLASSES for group in groups)
+    loss_axis(axis, 10 * highest if few else highest)  # few may all be high, where the text is
+
+
+def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str) -> str:
     chosen = group["weight_decay"].values == decay
     counts = group["class_count"].values
     values = class_mean(group, "loss", decay)
     drawn = (counts > 0) & np.isfinite(values)
-    if few := len(counts) <= MOST_NAMED_CLASSES:
+    if len(counts) <= MOST_NAMED_CLASSES:
         points = counts[drawn], values[drawn]
     else:
         axis.scatter(
@@ -864,8 +872,6 @@ def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str, highest
         transform=axis.transAxes,
         fontsize=8.5,
     )
-    count_axis(axis, float(counts.max()))
-    loss_axis(axis, 10 * highest if few else highest)  # few may all be high, where the text is
     axis.tick_params(labelbottom=True)
     axis.set_xlabel("count", fontsize=8.5)
     return (

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import xarray as xr
+from scipy.special import stdtrit  # scipy.stats would take a second to import
 
 from frequency_bins import (
     FrequencyBins,
@@ -178,14 +178,12 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
     if not final_count.any() or not counts.any():
         raise ValueError(f"{run.folder}: no class has a final loss")
     trajectory, windows = carry_forward(record["loss"].values)
-    speed = _speed(steps, trajectory)
-    carried_back, missed = speed.copy(), windows < len(steps)
-    carried_back[missed] = _speed(steps, carry_back(record["loss"].values[:, missed]))
+    carried_back = carry_back(record["loss"].values)
     values = {
         "loss": loss,
         "accuracy": accuracy,
-        "learning_speed": speed,
-        "speed_carried_back": carried_back,
+        "learning_speed": _speed(steps, trajectory),
+        "speed_carried_back": _speed(steps, carried_back),
         "windows_seen": np.where(counts > 0, windows / len(steps), math.nan),
     }
     picked = _checkpoints(len(steps))
@@ -424,7 +422,7 @@ def welch_half_width(first: np.ndarray, second: np.ndarray) -> float:
     degrees = sum(parts) ** 2 / sum(
         part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
     )
-    return float(scipy.stats.t.ppf(0.975, degrees)) * math.sqrt(sum(parts))
+    return float(stdtrit(degrees, 0.975)) * math.sqrt(sum(parts))
 
 
 def _bin_coordinates(bins: FrequencyBins) -> dict[str, Any]:

@@ -211,6 +211,7 @@ def inline_svg(
     buffer = io.StringIO()
     style = STYLE | {"svg.fonttype": "none", "svg.hashsalt": key}
     with matplotlib.rc_context(style), missing_glyphs_allowed():
+        figure.settle()
         figure.savefig(buffer, format="svg", dpi=160, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -65,6 +65,13 @@ class ReportFigure(Figure):
     caption: str = ""
     alt: str = ""
 
+    def settle(self) -> None:
+        """Lay the figure out for good: each file of it would else be drawn once more, to do so."""
+        if engine := self.get_layout_engine():
+            self.set_dpi(72)  # that of an SVG and of a PDF
+            engine.execute(self)
+            self.set_layout_engine(None)
+
 
 def decay_colours(decays: Sequence[float]) -> dict[float, str]:
     """A colour for each weight decay: the larger, the further from the paper's white."""
