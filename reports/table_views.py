@@ -219,7 +219,8 @@ def verdict_view() -> TableView:
         title="The theory as printed, and as it is",
         caption="Each formula of the paper against certified numerical solutions that know neither "
         "form, computed while this page was built (python -m ufm verify): relative errors, or "
-        "counterexamples found.",
+        "counterexamples found. lW and lH are the weight decays of classifier and features, l both "
+        "where they are equal; n_k the samples of class k, N of all, V the classes.",
         head=[
             "claim",
             "where",
