@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import sys
@@ -48,6 +49,18 @@ def run_command(
     except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """ValueError for an option below its least value."""
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected at least {least}")
+
+
+def check_finite(name: str, value: float) -> None:
+    """ValueError for an option that is infinite, not a number or negative."""
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
 
 
 def leave(status: int) -> NoReturn:

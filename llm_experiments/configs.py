@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
+from frequency_bins.command_line import check_at_least, check_finite
 from frequency_bins.executors import ExecutorConfig
 from llm_experiments.corpora import CorpusConfig
 from llm_experiments.models.presets import MODEL_NAMES
@@ -41,11 +41,11 @@ class DataConfig(CorpusConfig):
     """where tokenizers and token ids are kept"""
 
     def __post_init__(self) -> None:
-        _at_least("vocab_size", self.vocab_size, SMALLEST_VOCABULARY)
-        _at_least("context", self.context, 2)
+        check_at_least("vocab_size", self.vocab_size, SMALLEST_VOCABULARY)
+        check_at_least("context", self.context, 2)
         if self.num_sequences is not None:
-            _at_least("num_sequences", self.num_sequences, 1)
-        _at_least("held_out", self.held_out, 0)
+            check_at_least("num_sequences", self.num_sequences, 1)
+        check_at_least("held_out", self.held_out, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +86,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "evaluate_every", "threads"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("warmup_steps", self.warmup_steps, 0)
-        _finite("learning_rate", self.learning_rate)
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("warmup_steps", self.warmup_steps, 0)
+        check_finite("learning_rate", self.learning_rate)
         _share("dropout", self.dropout)
         _share("label_smoothing", self.label_smoothing)
 
@@ -109,9 +109,9 @@ class RunConfig(TrainingConfig):
             raise ValueError(
                 f"model {self.model!r} is unknown; expected one of {', '.join(MODEL_NAMES)}"
             )
-        _finite("weight_decay", self.weight_decay)
-        _finite("loss_weight_exponent", self.loss_weight_exponent)
-        _at_least("seed", self.seed, 0)
+        check_finite("weight_decay", self.weight_decay)
+        check_finite("loss_weight_exponent", self.loss_weight_exponent)
+        check_at_least("seed", self.seed, 0)
 
     def describe(self) -> str:
         """The run in a few words: what a sweep may vary."""
@@ -204,16 +204,6 @@ class SweepConfig:
             for weight_decay in self.weight_decays
         ]
         return list(dict.fromkeys(cells))
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} is {value}; expected at least {least}")
-
-
-def _finite(name: str, value: float) -> None:
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
 
 
 def _share(name: str, value: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -112,8 +112,11 @@ def _plan(argv: list[str]) -> int:
 
 def _sweep_config(command: str, argv: list[str]) -> SweepConfig:
     name, rest = _take_recipe(argv)
-    config = parse_options(SweepConfig, rest, prog=f"{_PROGRAM} {command}", default=recipe(name))
+    named = recipe(name)
+    config = parse_options(SweepConfig, rest, prog=f"{_PROGRAM} {command}", default=named)
     assert isinstance(config, SweepConfig)
+    if config.shuffle_classes and config.study == named.study:  # which is another study
+        return replace(config, study=f"{named.study}-shuffled")
     return config
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
+from frequency_bins.command_line import check_at_least, check_finite
 from frequency_bins.executors import ExecutorConfig
 
 DecayGroup = Literal["all", "matrices", "head", "body"]
@@ -63,10 +64,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "width", "evaluate_every", "threads"):
-            _at_least(name, getattr(self, name), 1)
+            check_at_least(name, getattr(self, name), 1)
         for name in ("crop_padding", "cutout"):
-            _at_least(name, getattr(self, name), 0)
-        _finite("learning_rate", self.learning_rate)
+            check_at_least(name, getattr(self, name), 0)
+        check_finite("learning_rate", self.learning_rate)
         for name in ("momentum", "warmup"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; expected between 0 and 1")
@@ -90,12 +91,12 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _finite("weight_decay", self.weight_decay)
-        _at_least("seed", self.seed, 0)
+        check_finite("weight_decay", self.weight_decay)
+        check_at_least("seed", self.seed, 0)
         if self.class_counts:
             object.__setattr__(self, "imbalance", "counts")
             for count in self.class_counts:
-                _at_least("class count", count, 1)
+                check_at_least("class count", count, 1)
         else:
             parse_imbalance(self.imbalance)
 
@@ -212,13 +213,3 @@ def parse_imbalance(spec: str) -> Callable[[int], list[float]]:
             "exponent of at least 0"
         )
     return shares[name]
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} is {value}; expected at least {least}")
-
-
-def _finite(name: str, value: float) -> None:
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} is {value}; expected a finite number of at least 0")

@@ -140,6 +140,7 @@ class OpenELMRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """x of any shape (..., width), to the same shape and type."""
         return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), self.eps)
 
 
@@ -181,6 +182,11 @@ class OpenELMAttention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: DynamicCache | None
     ) -> Tensor:
+        """x (B, T, D) mixed over the positions that it may look at.
+
+        cos and sin are those of `rotary_tables`, the mask that of `causal_mask`; without one the
+        keys are the T positions themselves, causally. A cache takes up the new keys and values.
+        """
         batch, length, _ = x.shape
         qkv = self.qkv_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
         q, k, v = qkv.split((self.num_q_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
@@ -205,6 +211,7 @@ class OpenELMFeedForward(nn.Module):
         self.proj_2.is_residual = True
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D), each position by itself."""
         gate, value = self.proj_1(x).chunk(2, dim=-1)
         return self.proj_2(F.silu(gate) * value)
 
@@ -222,6 +229,7 @@ class OpenELMDecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: DynamicCache | None
     ) -> Tensor:
+        """x (B, T, D) after the layer; the rest as in `OpenELMAttention.forward`."""
         x = x + self.attn(self.attn_norm(x), cos, sin, mask, cache)
         return x + self.ffn(self.ffn_norm(x))
 
@@ -261,9 +269,11 @@ class OpenELMModel(OpenELMPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """The (V, D) embedding of the ids."""
         return self.token_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another (V, D) embedding in its place, as a resize of the vocabulary does."""
         self.token_embeddings = value
 
     def forward(
@@ -276,6 +286,18 @@ class OpenELMModel(OpenELMPreTrainedModel):
         use_cache: bool = False,
         **_: Any,
     ) -> BaseModelOutputWithPast:
+        """Features (B, T, D) after the last norm.
+
+        Args:
+            input_ids: (B, T), or else their embeddings ``inputs_embeds`` (B, T, D).
+            attention_mask: (B, past + T), 0 at padding; without it there is none.
+            position_ids: (B, T); default: on from the past.
+            past_key_values: keys and values of earlier tokens, to which those of these are added.
+            use_cache: return them, from nothing where there is no past.
+
+        Raises:
+            ValueError: both or none of input_ids and inputs_embeds.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.token_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
@@ -317,12 +339,15 @@ class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """The (V, D) embedding of the ids."""
         return self.transformer.token_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another (V, D) embedding in its place, as a resize of the vocabulary does."""
         self.transformer.token_embeddings = value
 
     def get_output_embeddings(self) -> nn.Embedding | nn.Linear:
+        """The module whose (V, D) weight is the classifier."""
         tied = self.config.share_input_output_layers
         return self.transformer.token_embeddings if tied else self.lm_head
 
@@ -338,6 +363,15 @@ class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V), and with ``labels`` the loss in nats, as transformers' models do.
+
+        Arguments as in `OpenELMModel.forward`, and
+
+        Args:
+            labels: (B, T), the ids themselves: position t is to predict label t + 1; -100 is none.
+                Nothing is cached then.
+            logits_to_keep: of the last so many positions only; 0 for all.
+        """
         output = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,

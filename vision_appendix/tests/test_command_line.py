@@ -53,6 +53,21 @@ def test_plan_sweep_and_sweep_again(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert manifest["command"]
 
 
+@pytest.mark.parametrize(
+    ("options", "study"),
+    [([], "digits"), (["--shuffle-classes"], "digits-shuffled"),
+     (["--shuffle-classes", "--study", "mine"], "mine"),
+     (["--recipe", "figure9", "--shuffle-classes"], "figure9-shuffled")],
+)  # fmt: skip
+def test_shuffled_classes_are_a_study_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], study: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(sweeps, "sweep", lambda config: asked.append(config.study) or {})
+    main(["sweep", *options])
+    assert asked == [study]
+
+
 def test_train_does_one_run_with_its_own_counts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
