@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 from unittest import mock
+
+import jinja2
+import xarray as xr
 
 from frequency_bins import Run, run_id
 from frequency_bins.runs import json_document
 from frequency_bins.tests.fuzzing import Canary, Reader, Target
 from frequency_bins.tests.mutations import mutate_json
-from reports import page
-from reports.groups import collect
-from reports.table_views import TableView
+from reports import groups, page, tables
+from reports.groups import NEEDED, collect, reduce_run
+from reports.published import is_paper_setting
+from reports.table_views import TableView, _seconds
 from reports.tests.studies import make_run
 
 SIZE = {"vocab_size": 12, "steps": 3}
@@ -46,26 +54,49 @@ def _manifests() -> list[bytes]:
 def _mutate(content: bytes, random: Random) -> bytes:
     """Other values, keys and shapes, mostly: broken JSON is the manifest's own reader's."""
     for _ in range(10):
-        changed = mutate_json(content, random)
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            given = json.loads(content)
+            if random.random() < 0.5:
+                config = json.dumps(given["config"]).encode()
+                given["config"] = json.loads(mutate_json(config, random))
+                changed = json.dumps(given).encode()
+            else:
+                changed = mutate_json(content, random)
             if json.loads(changed)["config"].items():
                 return changed
         content = random.choice(_manifests())
-    return changed
+    return mutate_json(content, random)
 
 
 def _reader(folder: Path) -> Reader:
-    """The report of a study of two runs, of which one is the input's; all but its figures."""
+    """The report of a study of two runs, of which one is the input's.
+
+    No input changes a record, so both are read once, and reduced once for each config. No figure
+    is drawn, and the tables of numbers, most of what a page costs, are made for one input in 32.
+    """
     canary = Canary(folder / "canary")
     study = folder / "study"
-    make_run(study, weight_decay=0.0, seed=0, **SIZE)
+    other = make_run(study, weight_decay=0.0, seed=0, **SIZE)
     whole = make_run(study, weight_decay=0.1, seed=0, **SIZE)
     digest = whole.manifest["classes_sha256"]
-    parts = {
-        "figure_views": mock.Mock(return_value=[]),
-        "verdict_view": lambda: TableView(key="", title="", caption="", head=(), bodies=()),
-    }
+    records = {run.manifest["classes_sha256"]: run.classes(only=NEEDED) for run in (other, whole)}
+    read_record = Run.classes
     run = whole
+
+    def classes(run: Run, **options: Any) -> xr.Dataset:
+        known = records.get(str(run.manifest.get("classes_sha256")))
+        return read_record(run, **options) if known is None else known
+
+    reduced: dict[tuple[str, str], Any] = {}
+
+    def reduce_once(run: Run, manifest: Mapping[str, Any]) -> Any:
+        key = run.id, str(manifest.get("data_hash"))
+        if key not in reduced:
+            if len(reduced) > 100:
+                reduced.clear()
+            with mock.patch.object(Run, "classes", classes):
+                reduced[key] = reduce_run(run, manifest)
+        return reduced[key]
 
     def read(content: bytes) -> None:
         nonlocal run
@@ -79,17 +110,55 @@ def _reader(folder: Path) -> Reader:
         except (ValueError, TypeError, KeyError, OSError, RecursionError):
             pass  # the folder keeps its name, and the file is what it is
         (run.folder / "manifest.json").write_bytes(described)
-        collection = collect([study])
+        with mock.patch.object(groups, "reduce_run", reduce_once):
+            collection = collect([study])
         reasons = "; ".join(note.reason for note in collection.problems)
         canary.check(reasons)
         if reasons:
             raise ValueError(f"manifest.json of a report: {reasons}")
-        with mock.patch.multiple(page, **parts):
+        # A hash, so that an input always does the same.
+        parts = _EVERY_TIME if zlib.crc32(content) % 32 else _SELDOM
+        with mock.patch.multiple(page, **parts), _templates_kept(folder):
             text = page.render(collection)
         assert "\ud800" not in text
         text.encode("utf-8")
 
     return read
+
+
+def _chosen_figures(groups: Sequence[xr.Dataset]) -> list[object]:
+    page.drawings(groups)  # which reads the configs
+    return []
+
+
+def _tables_of_configs(groups: Sequence[xr.Dataset]) -> list[object]:
+    """Nothing, but after what reads the configs for the tables of numbers."""
+    tables.repair(*groups)
+    for group in groups:
+        is_paper_setting(group.attrs["config"])
+    return []
+
+
+def _times_of_runs(groups: object, manifests: Mapping[str, Mapping[str, Any]]) -> None:
+    for manifest in manifests.values():
+        _seconds(manifest)
+
+
+_NO_TABLE = TableView(key="", title="", caption="", head=(), bodies=())
+_SELDOM: dict[str, Any] = {"figure_views": _chosen_figures, "verdict_view": lambda: _NO_TABLE}
+_EVERY_TIME = _SELDOM | {
+    "table_views": _tables_of_configs,
+    "run_table": _times_of_runs,
+    "pack": lambda groups: None,
+}
+
+
+def _templates_kept(folder: Path) -> contextlib.AbstractContextManager[object]:
+    """The page's template compiled once."""
+    (compiled := folder / "compiled").mkdir(exist_ok=True)
+    cache = jinja2.FileSystemBytecodeCache(str(compiled))
+    keeping = functools.partial(jinja2.Environment, bytecode_cache=cache)
+    return mock.patch.object(jinja2, "Environment", keeping)
 
 
 TARGETS = [
@@ -99,6 +168,9 @@ TARGETS = [
         _reader,
         "manifest.json",
         _mutate,
-        ("reports.groups", "reports.page", "reports.tables", "reports.table_views"),
+        (
+            *("reports.groups", "reports.page", "reports.tables", "reports.table_views"),
+            *("reports.answer", "reports.published", "reports.ranks", "reports.wording"),
+        ),
     )
 ]
