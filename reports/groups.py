@@ -36,6 +36,7 @@ from frequency_bins import (
 )
 from frequency_bins.leases import Watch
 from frequency_bins.status import study_states
+from reports.configs import check_config
 from reports.last_layers import NORMS, geometry_variables
 from reports.ranks import by_rank, shared_settings
 from reports.wording import is_of_text
@@ -106,7 +107,7 @@ def collect(folders: Sequence[Path]) -> Collection:
         for run in (*study.runs, *study.unfinished):
             try:
                 manifest = run.manifest
-                _cell(manifest["config"])
+                check_config(manifest["config"])
                 if run.id in found:
                     raise ValueError(f"a second run {run.id}; the first one found is used")
                 found[run.id] = folder, run, manifest
@@ -487,7 +488,7 @@ def _named(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
 def _named_alike(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
     """Groups in order of their names: the model, then whatever field differs."""
     configs = [group.attrs["config"] for group in groups]
-    names = [str(config.get("model", "model")) for config in configs]
+    names = [display_text(str(config.get("model", "model"))) for config in configs]
     fields = sorted(
         {name for config in configs for name in config} - {"model"},
         key=lambda field: (max(len(str(_field(config, field))) for config in configs), field),
@@ -498,7 +499,7 @@ def _named_alike(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
         shown = [_shown(_field(config, field)) for config in configs]
         told = {(name, value) for name, value in zip(names, shown, strict=True)}
         if len(told) > len(set(names)):
-            label = field.replace("_", " ")
+            label = display_text(field.replace("_", " "))
             plain = _shown(REPAIRS[field]) if field in REPAIRS else "False"
             names = [
                 name if value == plain else f"{name}, {label} {value}".removesuffix(" True")
@@ -517,14 +518,11 @@ def _field(config: Mapping[str, Any], field: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else display_text(str(value))
 
 
 def _cell(config: Mapping[str, Any]) -> tuple[float, int]:
-    try:
-        return float(config["weight_decay"]), int(config["seed"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError("its config has no weight_decay and seed") from None
+    return float(config["weight_decay"]), int(config["seed"])
 
 
 def _missing(configs: Iterable[Mapping[str, Any]]) -> list[RunNote]:

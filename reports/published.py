@@ -51,7 +51,7 @@ SEQUENCES_A_STEP = 64
 def is_paper_setting(config: dict[str, Any]) -> bool:
     """Whether a group of runs uses the setting of the paper's Table 1."""
     same = all(config.get(name, value) == value for name, value in PAPER_SETTING.items())
-    sequences = config.get("batch_size", 0) * config.get("accumulation", 1)
+    sequences = (config.get("batch_size") or 0) * (config.get("accumulation") or 1)
     return same and {"model", "corpus"} <= set(config) and sequences == SEQUENCES_A_STEP
 
 
