@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from frequency_bins import Attempt, ClassMetrics, Diverged, Stopped
+from frequency_bins.checkpoints import load_latest, save
 from frequency_bins.saved_state import restore
-from llm_experiments.checkpoints import load_latest, save
 from llm_experiments.clock import Clock
 from llm_experiments.configs import RunConfig
 from llm_experiments.distributed import ALONE, Follower, Group
@@ -306,10 +306,8 @@ def resume(attempt: Writer, parts: Mapping[str, Any], group: Group) -> int:
         attempt.resume(0)
         return 0
     state = checkpoint.state
-    # Early versions kept no metrics, and none were pending.
-    kept = {name: part for name, part in parts.items() if name != "metrics" or name in state}
     state = {name: group.scattered(parts.get(name), part) for name, part in state.items()}
-    restore(kept, state, checkpoint.path)
+    restore(parts, state, checkpoint.path)
     if not group.leads:
         parts["metrics"].reset()  # what was pending counts once
     attempt.resume(checkpoint.step, checkpoint.path.parent)

@@ -6,12 +6,11 @@ The loop is `train`; what it needs stands below it. B images, V classes.
 from __future__ import annotations
 
 import contextlib
-import io
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -24,11 +23,11 @@ from frequency_bins import (
     ClassMetrics,
     Diverged,
     Stopped,
+    checkpoints,
     class_record,
     write_atomically,
 )
-from frequency_bins.command_line import one_line
-from frequency_bins.saved_state import read_state, restore
+from frequency_bins.saved_state import restore
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import RunConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages
@@ -37,7 +36,6 @@ from vision_appendix.resnet9 import ResNet9
 
 # A checkpoint is written when the last one's cost is at most this share of the time since.
 _CHECKPOINT_SHARE = 0.05
-_CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,8 @@ def train(
     model, optimizer = build(config, data)
     metrics = ClassMetrics(len(data.class_names), data.images.device)
     windows = WindowHistory()
-    step = resume(attempt, model, optimizer, metrics, windows)
+    parts = {"model": model, "optimizer": optimizer, "metrics": metrics, "windows": windows}
+    step = resume(attempt, parts)
     evaluations = evaluation_steps(config, len(data.images))
     clock = Clock(config.batch_size, step)
 
@@ -92,9 +91,9 @@ def train(
             attempt.append_scalars({"step": step, **scalars, **rates})
             if clock.checkpoint_is_due():
                 with clock.checkpointing():
-                    save(attempt, step, model, optimizer, metrics, windows)
+                    save(attempt, step, parts)
         if attempt.should_stop():
-            save(attempt, step, model, optimizer, metrics, windows)
+            save(attempt, step, parts)
             raise Stopped(f"stopped after step {step}")
 
     final = evaluate(config, model, data, data.images, data.labels)
@@ -207,55 +206,21 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def save(
-    attempt: Attempt,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    metrics: ClassMetrics,
-    windows: WindowHistory,
-) -> None:
-    """Replace the attempt's checkpoint, whole or not at all."""
-    buffer = io.BytesIO()
-    state = {
-        "step": step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "metrics": metrics.state_dict(),
-        "windows": windows.state_dict(),
-    }
-    torch.save(state, buffer)
-    write_atomically(attempt.folder / _CHECKPOINT, buffer.getvalue())
+def save(attempt: Attempt, step: int, parts: Mapping[str, Any]) -> None:
+    """Replace the run's checkpoint, whole or not at all."""
+    state = {name: part.state_dict() for name, part in parts.items()}
+    checkpoints.save(attempt.folder, step, state, attempt.folders()[1:])
 
 
-def resume(
-    attempt: Attempt,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    metrics: ClassMetrics,
-    windows: WindowHistory,
-) -> int:
-    """Load the newest whole checkpoint, if there is one, and return the step to go on from."""
-    for folder in attempt.folders():
-        path = folder / _CHECKPOINT
-        if not path.exists():
-            continue
-        try:
-            state = read_state(path)
-        except ValueError as error:
-            print(f"ignoring {one_line(error)}", file=sys.stderr)
-            continue
-        parts = {"model": model, "optimizer": optimizer, "windows": windows}
-        if "metrics" in state:  # early versions kept none, and none were pending
-            parts["metrics"] = metrics
-        restore(parts, state, path)
-        step = state.get("step")
-        if type(step) is not int or step < 0:
-            raise ValueError(f"{path}: not a checkpoint of this run: its step is {step!r}")
-        attempt.resume(step, folder)
-        return step
-    attempt.resume(0)
-    return 0
+def resume(attempt: Attempt, parts: Mapping[str, Any]) -> int:
+    """Load the latest whole checkpoint, if there is one, and return the step to go on from."""
+    checkpoint = checkpoints.load_latest(*attempt.folders())
+    if checkpoint is None:
+        attempt.resume(0)
+        return 0
+    restore(parts, checkpoint.state, checkpoint.path)
+    attempt.resume(checkpoint.step, checkpoint.path.parent)
+    return checkpoint.step
 
 
 class WindowHistory:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,6 @@ import torch
 from frequency_bins import attempt, read_study
 from frequency_bins.executors import ExecutorConfig
 from llm_experiments.__main__ import main
-from llm_experiments.checkpoints import load_latest, save
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.models.presets import build_model
 from llm_experiments.preparation import PreparedCorpus
@@ -133,32 +131,6 @@ def test_a_damaged_record_is_made_again(
     damaged.write_bytes(damaged.read_bytes()[:1000])
     assert main(sweep_arguments(data, tmp_path)) == 0
     assert records(tmp_path / "s") == records(undisturbed)
-
-
-def test_a_checkpoint_that_was_cut_short_is_not_used(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for step in (3, 7):
-        (tmp_path / f"checkpoint-{step:08d}-{'0' * 16}.pt").write_bytes(b"torn")
-    assert load_latest(tmp_path) is None
-    assert capsys.readouterr().err.count("cut short or changed") == 2
-
-
-def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
-    model = torch.nn.Linear(100, 100)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(OSError, match="too large") as caught:
-            save(tmp_path, 5, {"model": model.state_dict()})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert caught.value.filename == str(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    save(tmp_path, 5, {"model": model.state_dict()})
-    checkpoint = load_latest(tmp_path)
-    assert checkpoint is not None
-    assert torch.equal(checkpoint.state["model"]["weight"], model.weight)
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from frequency_bins import Run, attempt
-from llm_experiments.checkpoints import load_latest
+from frequency_bins.checkpoints import load_latest
 from llm_experiments.clock import Clock
 from llm_experiments.configs import DataConfig, RunConfig
 from llm_experiments.models import presets

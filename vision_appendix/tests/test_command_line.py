@@ -151,7 +151,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     process = subprocess.Popen(command("killed"), cwd=root, stderr=subprocess.PIPE)
     with process:
-        while not list(tmp_path.glob("killed/*/attempts/*/checkpoint.pt")):
+        while not list(tmp_path.glob("killed/*/attempts/*/checkpoint-*.pt")):
             with pytest.raises(subprocess.TimeoutExpired):  # it must not end before
                 process.wait(0.01)
         os.kill(process.pid, signal.SIGKILL)

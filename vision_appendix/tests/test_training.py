@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from frequency_bins import Attempt, ClassMetrics, Diverged, Run, Stopped, attempt
+from frequency_bins.saved_state import read_state
 from vision_appendix import training
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import DataConfig, RunConfig
@@ -234,15 +235,32 @@ def test_a_run_that_is_asked_to_stop_stops_after_any_step(
         assert (broken.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
-def test_a_damaged_checkpoint_is_ignored(
-    digits: LabelledImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("how", ["other weights", "another step", "half of it"])
+def test_a_checkpoint_that_was_tampered_with_is_named_and_not_used(
+    how: str,
+    digits: LabelledImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = RunConfig(**TINY)
     whole, broken = new_run(tmp_path / "whole", config), new_run(tmp_path / "broken", config)
-    (broken.folder / "checkpoint.pt").write_bytes(b"PK\x03\x04 half of it")
     train(config, digits, whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempt, "should_stop", lambda mine: True)
+        with pytest.raises(Stopped):
+            train(config, digits, broken)
+    (path,) = broken.folder.glob("attempts/*/checkpoint-*.pt")
+    if how == "other weights":
+        state = read_state(path)
+        state["model"]["classifier.weight"][0] += 1
+        torch.save(state, path)
+    elif how == "another step":
+        path = path.rename(path.with_name(path.name.replace("-00000001-", "-00000009-")))
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     train(config, digits, broken)
-    assert "ignoring" in capsys.readouterr().err
+    assert f"ignoring {path}: cut short or changed" in capsys.readouterr().err
     assert (broken.folder / "classes.nc").read_bytes() == (whole.folder / "classes.nc").read_bytes()
 
 

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there.
 
-A checkpoint's name holds its step and the hash of its bytes, so one that was cut short or
-tampered with is seen at once and the one before it is used.
+A checkpoint's name holds its step and a hash of its bytes and step, so one that was cut short,
+tampered with or renamed is seen at once and the one before it is used.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], earlier: Sequence[Pa
     try:
         with beside.open("wb") as file:
             torch.save(dict(state), file)
-        beside.rename(folder / f"checkpoint-{step:08d}-{_digest(beside)}.pt")
+        beside.rename(folder / f"checkpoint-{step:08d}-{_digest(beside, step)}.pt")
     except RuntimeError as error:
         # torch gives an error of its own for a write that failed, with the cause behind it.
         if isinstance(cause := error.__context__, OSError):
@@ -67,7 +67,7 @@ def load_latest(*folders: Path) -> Checkpoint | None:
     found = [entry for folder in folders for entry in _found(folder)]
     for step, digest, path in sorted(found, reverse=True):
         try:
-            if _digest(path) == digest:
+            if _digest(path, step) == digest:
                 return Checkpoint(step=step, state=read_state(path), path=path)
             print(f"ignoring {path}: cut short or changed since it was written", file=sys.stderr)
         except ValueError as error:
@@ -80,6 +80,8 @@ def _found(folder: Path) -> list[tuple[int, str, Path]]:
     return [(int(match[1]), match[2], path) for match, path in matches if match]
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, step: int) -> str:
     with open(path, "rb", opener=open_regular) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(str(step).encode("ascii"))
+    return digest.hexdigest()[:16]
