@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from types import ModuleType
 from typing import TypeVar
 
 import torch
@@ -29,9 +32,25 @@ def parallel_map(
         yield from map(function, tasks)
         return
     try:
-        yield from _pool().map(functools.partial(_tidily, function), tasks)
+        with _main_hidden():
+            results = _pool().map(functools.partial(_tidily, function), tasks)
+        yield from results
     except BrokenProcessPool:
         raise OSError("a child process of the report was ended (is the memory full?)") from None
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Have child processes that start not run the main script, which may lack a guard, again.
+
+    A child imports what it is sent functions of, and those are of modules of ours.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @functools.cache
