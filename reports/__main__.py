@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from frequency_bins import write_atomically
@@ -77,6 +78,7 @@ class Demo:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 when something in the store was unreadable; 2 with one line on bad input."""
+    torch.set_num_threads(1)  # a report's tensors are small: threads would wait for each other
     return run_command(_main, argv)
 
 

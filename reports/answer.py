@@ -158,7 +158,8 @@ def _went(ends: tuple[float, float], name: str, among: int) -> str:
 
 def _span_of(changes: Sequence[Change], name: str) -> str:
     rises = [getattr(change, name)[1] - getattr(change, name)[0] for change in changes]
-    return f"{min(rises):+.2f} to {max(rises):+.2f}"
+    ends = [f"{rise:+.2f}" for rise in (min(rises), max(rises))]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _and(parts: Sequence[str]) -> str:

@@ -93,10 +93,12 @@ def count_axis(axis: Axes, highest: float, *, base: int = 3) -> None:
     axis.set_xscale("log", base=base)
     grid = axis.get_gridspec()
     assert grid is not None
-    room = max(3, int(2.25 * axis.get_figure(root=True).get_figwidth() / grid.ncols))
     powers = 1
     while base**powers < highest:
         powers += 1
+    widest = 0.12 + 0.075 * len(plain_number(base**powers))  # inches of a label and a space
+    width = axis.get_figure(root=True).get_figwidth() / grid.ncols
+    room = max(3, int(width * min(2.25, 1 / widest)))
     stride = -(-(powers + 1) // room)
     axis.set_xticks([float(base**power) for power in range(0, powers + 1, stride)])
     axis.xaxis.set_minor_locator(NullLocator())

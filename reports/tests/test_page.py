@@ -209,3 +209,10 @@ def test_many_settings_give_a_short_answer(tmp_path: Path) -> None:
     said = answer(collect([study]).groups)
     assert len(said.changes) == 5
     assert len(said.sentence) < 250
+    rise = said.changes[0].rare[1] - said.changes[0].rare[0]
+    assert f"rarest changed by {rise:+.2f} nats" in said.sentence
+
+    (group,) = (group for group in collect([study]).groups if group.attrs["name"] == "model-0")
+    twice = group.assign(bin_loss=2 * group["bin_loss"])
+    said = answer([group, group, group, twice])
+    assert f"rarest changed by {rise:+.2f} to {2 * rise:+.2f} nats" in said.sentence
