@@ -263,6 +263,7 @@ def read_study(folder: Path | str, *, check_records: bool = True) -> Study:
                 unfinished.append(run)
         except (ValueError, OSError) as error:
             problems.append((path, str(error)))
+    problems += [(path, "its name is no run's id") for path in _misnamed_runs(Path(folder))]
     return Study(
         folder=Path(folder),
         runs=tuple(finished),
@@ -277,6 +278,17 @@ def run_folders(folder: Path | str) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a study: expected a folder of runs")
     return [path for path in sorted(folder.iterdir()) if _RUN_ID.fullmatch(path.name)]
+
+
+def _misnamed_runs(folder: Path) -> list[Path]:
+    """Folders that hold a run under a name that is no id, as a copy of one does."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".")  # a run that is being made
+        and not _RUN_ID.fullmatch(path.name)
+        and (path / "manifest.json").is_file()
+    ]
 
 
 def stack(runs: Sequence[Run]) -> xr.Dataset:

@@ -181,9 +181,12 @@ def test_unreadable_files_are_named_and_kept(tmp_path: Path) -> None:
         manifest.replace('"format_version": 1', '"format_version": 99')
     )
     shutil.copytree(copied, folder / "0123456789ab")
+    shutil.copytree(copied, folder / f"{copied.name} (copy)")
+    (folder / "notes").mkdir()
     found = collect([folder])
     assert {note.path for note in found.problems} == {
         f"study/{cut.name}", f"study/{version.name}", "study/0123456789ab",
+        f"study/{copied.name} (copy)",
     }  # fmt: skip
     assert all(note.reason for note in found.problems)
     assert sum(group.sizes["run"] for group in found.groups) == 2
