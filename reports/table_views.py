@@ -174,9 +174,9 @@ def geometry_view(groups: Sequence[xr.Dataset]) -> TableView | None:
         "them, every class alike. NC2: std over mean of the norms of the class means, and std of "
         "their cosines once centred. NC3: distance of the classifiers from the centred class "
         "means, both at norm 1. All are 0 at neural collapse of balanced classes. Cosine: "
-        "mean over pairs of the classifiers of three classes, 1 at minority collapse and −1/(V − 1) on a simplex; where "
-        "counts are equal, of the first and the last three classes. Mean ± standard deviation "
-        "over seeds.",
+        "mean over pairs of the classifiers of three classes, 1 at minority collapse and "
+        "−1/(V − 1) on a simplex; where counts are equal, of the first and the last three "
+        "classes. Mean ± standard deviation over seeds.",
         head=["λ", *MEASURES.values()],
         bodies=bodies,
     )
