@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -15,6 +18,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def resolve_device(name: str) -> torch.device:
     """The device of a name. Raises ValueError for a GPU that is not there."""
+    import torch  # which takes seconds, and what only reads or hands out runs needs none
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):

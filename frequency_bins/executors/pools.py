@@ -90,7 +90,7 @@ def _local(config: ExecutorConfig, device: str, threads: int, calls: int) -> Poo
     from frequency_bins.devices import resolve_device
     from frequency_bins.executors.local import LocalPool
 
-    if resolve_device(device).type != "cuda":
+    if device == "cpu" or resolve_device(device).type != "cuda":
         width = max(1, len(os.sched_getaffinity(0)) // threads)
         return LocalPool(min(calls, config.runs_in_parallel or width))
     import torch

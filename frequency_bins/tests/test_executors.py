@@ -6,6 +6,8 @@ import atexit
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from frequency_bins.attempts import TERMINATED
 from frequency_bins.executors import ExecutorConfig, Task, do, open_pool
 from frequency_bins.executors.local import LocalPool
 from frequency_bins.tests import toy_runs
+from frequency_bins.tests.test_faults import environment
 
 
 def end_by_signal(mine: Attempt, number: signal.Signals) -> None:
@@ -104,3 +107,16 @@ def test_status_follows_a_run_to_its_end(
     shown = capsys.readouterr().out
     assert "1 runs: 1 finished" in shown
     assert "100/100" in shown
+
+
+def test_handing_out_runs_needs_no_torch() -> None:
+    """Whose import is most of what a process of a sweep costs."""
+    script = (
+        "import sys, frequency_bins.status\n"
+        "from frequency_bins.executors import ExecutorConfig, open_pool\n"
+        "open_pool(ExecutorConfig(), 2, device='cpu', threads=1).close()\n"
+        "assert 'torch' not in sys.modules\n"
+        "from frequency_bins import *\n"
+        "assert 'torch' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment())
