@@ -18,6 +18,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from llm_experiments.models.attention import attention
+
 
 def make_divisible(value: float, divisor: int) -> int:
     """The multiple of ``divisor`` nearest to ``value``, at least 90 % of it."""
@@ -193,10 +195,7 @@ class OpenELMAttention(nn.Module):
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        groups = self.num_q_heads // self.num_kv_heads
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        # Without a mask the keys are just the queries' own positions.
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        mixed = attention(q, k, v, mask)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 

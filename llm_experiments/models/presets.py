@@ -80,8 +80,19 @@ def _build_openelm(name: str, vocab_size: int, tied: bool) -> PreTrainedModel:
 
 
 def _build_qwen2(name: str, vocab_size: int, tied: bool) -> PreTrainedModel:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import (
+        AttentionInterface,
+        AttentionMaskInterface,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
+    from transformers.masking_utils import sdpa_mask
 
+    from llm_experiments.models.attention import attention_of_transformers
+
+    # What is registered stays out of the config that is saved: others load the model with theirs.
+    AttentionInterface.register("grouped", attention_of_transformers)
+    AttentionMaskInterface.register("grouped", sdpa_mask)
     width, layers, heads, kv_heads, ffn, initial_std = _QWEN2[name]
     # Everything is stated, since the defaults of the class are those of the 7B model.
     config = Qwen2Config(
@@ -101,7 +112,7 @@ def _build_qwen2(name: str, vocab_size: int, tied: bool) -> PreTrainedModel:
         attention_dropout=0.0,
         bos_token_id=0,
         eos_token_id=2,
-        attn_implementation="sdpa",
+        attn_implementation="grouped",
     )
     return Qwen2ForCausalLM(config)
 
