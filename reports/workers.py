@@ -14,8 +14,6 @@ from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
 from typing import TypeVar
 
-import torch
-
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 MOST_PROCESSES = 8  # each takes seconds to start and some 0.5 GB
@@ -32,7 +30,7 @@ def parallel_map(
         yield from map(function, tasks)
         return
     try:
-        with _main_hidden():
+        with _spawning():
             results = _pool().map(functools.partial(_tidily, function), tasks)
         yield from results
     except BrokenProcessPool:
@@ -40,17 +38,23 @@ def parallel_map(
 
 
 @contextlib.contextmanager
-def _main_hidden() -> Iterator[None]:
-    """Have child processes that start not run the main script, which may lack a guard, again.
+def _spawning() -> Iterator[None]:
+    """Have child processes that start now compute on one thread, and leave the main script alone.
 
-    A child imports what it is sent functions of, and those are of modules of ours.
+    The script may lack a guard, and a child imports only what it is sent functions of: modules of
+    ours. BLAS and OpenMP read their variable once, as they are loaded.
     """
-    main = sys.modules["__main__"]
+    main, threads = sys.modules["__main__"], os.environ.get("OMP_NUM_THREADS")
     sys.modules["__main__"] = ModuleType("__main__")
+    os.environ["OMP_NUM_THREADS"] = "1"
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
 
 
 @functools.cache
@@ -59,17 +63,18 @@ def _pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         min(os.cpu_count() or 1, MOST_PROCESSES),
         multiprocessing.get_context("spawn"),
-        initializer=_start,
     )
 
 
 def _tidily(function: Callable[[Task], Result], task: Task) -> Result:
+    _keep_imports()
     try:
         return function(task)
     finally:
         gc.collect()  # readers of files refer to themselves, and so keep a record's bytes
 
 
-def _start() -> None:
-    torch.set_num_threads(1)
-    gc.freeze()  # what is imported stays: later collections need not look at it
+@functools.cache
+def _keep_imports() -> None:
+    """What was imported for the first task stays: later collections need not look at it."""
+    gc.freeze()

@@ -12,17 +12,18 @@ import os
 os.cpu_count = lambda: 2
 from reports.workers import parallel_map
 print(*parallel_map(len, ["a", "bb"], worth=1))
+print(*parallel_map(os.getenv, ["OMP_NUM_THREADS"], worth=1), os.getenv("OMP_NUM_THREADS"))
 """
 
 
-def test_a_script_needs_no_guard(tmp_path: Path) -> None:
+def test_a_script_needs_no_guard_and_keeps_its_threads(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     result = subprocess.run(
         [sys.executable, "script.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "7"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (result.returncode, result.stdout) == (0, "1 2\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, "1 2\n1 7\n"), result.stderr
