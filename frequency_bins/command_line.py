@@ -57,7 +57,7 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} is {value}; expected at least {least}")
 
 
-def check_finite(name: str, value: float) -> None:
+def check_finite(name: str, value: float | int) -> None:
     """ValueError for an option that is infinite, not a number or negative."""
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
