@@ -139,9 +139,12 @@ class Search:
 
     def _fit(self, scaled: ScaledProblem, found: Polish) -> Polish:
         """`found` with no more axes than the answer may have; minimised again if that costs."""
-        narrow, dropped = _narrowed(found.at, self.problem.feature_width)
+        width = self.problem.feature_width
+        narrow, dropped = _narrowed(found.at, width)
         if not dropped:
             return replace(found, at=narrow)
+        # The polish may have made axes collinear: a class that has two must not cost another one.
+        narrow, _ = _narrowed(self._merge(found.at), width)
         again = descend(scaled, narrow, iterations=LONGEST_DESCENT, floor=FLOOR)
         return polish(scaled, again.at, steps=POLISH_STEPS, floor=FLOOR)
 

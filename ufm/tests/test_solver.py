@@ -75,6 +75,15 @@ def test_within_class_collapse_comes_out_of_free_samples(seed):
     assert measured.orthogonal_frame < 1e-6
 
 
+@pytest.mark.parametrize("seed", [0, 3, 7, 8])
+def test_a_class_with_two_axes_costs_no_other_class_its_own(seed):
+    weights = [1.0, 1.0, 1.5, 2.0, 3.0]
+    problem = UFMProblem(
+        class_counts=[100, 50, 20, 5, 1], lambda_W=1e-3, lambda_H=1e-3, loss_weights=weights
+    )
+    assert_solved(solve(problem, per_sample=True, seed=seed), problem)
+
+
 def test_free_features_reach_the_nuclear_norm_bound():
     free = PROBLEM.replace(nonnegative=False)
     solution = solve(free)
