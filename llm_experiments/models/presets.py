@@ -119,7 +119,12 @@ def _build_qwen2(name: str, vocab_size: int, tied: bool) -> PreTrainedModel:
 
 def features(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Last-layer features (B, T, D) of ids (B, T): what the classifier multiplies."""
-    return model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    # Without a word on masks, Qwen2 looks whether positions start anew within a sequence: the host
+    # waits for a GPU at every step, and a compiled model, which cannot look, gets a full mask.
+    masks = (
+        {"attention_mask": {"full_attention": None}} if model.config.model_type == "qwen2" else {}
+    )
+    return model.base_model(input_ids=input_ids, use_cache=False, **masks).last_hidden_state
 
 
 def classifier(model: PreTrainedModel) -> nn.Parameter:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from frequency_bins import ClassMetrics, Run, attempt
-from frequency_bins.tests.fake_gpu import GPU, CopiedToHostError, fake_gpu
+from frequency_bins.tests.fake_gpu import GPU, WaitedError, fake_gpu, moved
 from llm_experiments import training
 from llm_experiments.configs import RunConfig
 from llm_experiments.models.presets import build_model
@@ -23,45 +22,39 @@ class EvaluatedError(Exception):
 
 
 @pytest.fixture
-def steps_on_a_gpu(
+def train_on_a_gpu(
     corpus: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[RunConfig], list[int]]:
-    """A function that trains on a fake GPU up to the first figures, and gives the steps done."""
+) -> Callable[[RunConfig], None]:
+    """A function that trains, from its first step on a fake GPU that is not to be waited for."""
 
-    def train(config: RunConfig) -> list[int]:
-        weights = torch.ones(corpus.vocab_size, dtype=torch.float64)
-        assert len(corpus.class_counts) == corpus.vocab_size  # and is kept: it is made of values
-        model = build_model(config.model, vocab_size=corpus.vocab_size, device="meta")
+    def train(config: RunConfig) -> None:
+        weights = training.loss_weights(corpus.class_counts, config.loss_weight_exponent)
+        model = build_model(config.model, vocab_size=corpus.vocab_size)
         monkeypatch.setattr(training, "build_model", lambda *names, **options: model)
         monkeypatch.setattr(training, "loss_weights", lambda *counts: weights)
         monkeypatch.setattr(training, "synchronise", lambda device: None)
-        steps: list[int] = []
-        with attempt(Run.create(tmp_path, {"fake": 1})) as mine, fake_gpu(model):
-            training.train(
-                config,
-                corpus,
-                mine,
-                device=GPU,
-                report=lambda progress: steps.append(progress.step),
-            )
-        return steps
+        with (
+            attempt(Run.create(tmp_path, {"fake": 1})) as mine,
+            fake_gpu(waiting=False),
+            moved(model),
+        ):
+            training.train(config, corpus, mine, device=GPU)
 
     return train
 
 
-@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("model", ["openelm-tiny", "qwen2-tiny"])
 def test_steps_and_evaluations_neither_wait_nor_mix_devices(
     model: str,
     precision: Any,
-    steps_on_a_gpu: Callable[[RunConfig], list[int]],
+    train_on_a_gpu: Callable[[RunConfig], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[int] = []
 
     def append(windows: object, step: int, metrics: ClassMetrics, **passes: ClassMetrics) -> float:
-        assert metrics.device.type == passes["full"].device.type == GPU.type
+        assert metrics.count.device == passes["full"].count.device == GPU
         seen.append(step)
         raise EvaluatedError
 
@@ -77,30 +70,25 @@ def test_steps_and_evaluations_neither_wait_nor_mix_devices(
         dropout=0.1,
         label_smoothing=0.1,
         weight_decay=0.1,
+        loss_weight_exponent=0.25,
     )
     with pytest.raises(EvaluatedError):
-        steps_on_a_gpu(config)
+        train_on_a_gpu(config)
     assert seen == [3]
 
 
-LOOKS: dict[type[Exception], Callable[[torch.Tensor], object]] = {
-    DataDependentOutputException: lambda losses: losses.sum().item(),
-    CopiedToHostError: lambda losses: losses.cpu(),
-}
-
-
-@pytest.mark.parametrize("error", LOOKS)
+@pytest.mark.parametrize("look", [lambda x: x.sum().item(), torch.Tensor.cpu, torch.Tensor.nonzero])
 def test_a_look_at_the_losses_would_be_noticed(
-    error: type[Exception],
-    steps_on_a_gpu: Callable[[RunConfig], list[int]],
+    look: Callable[[torch.Tensor], object],
+    train_on_a_gpu: Callable[[RunConfig], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     update = ClassMetrics.update
 
     def looking(metrics: ClassMetrics, losses: torch.Tensor, *rest: Any, **options: Any) -> None:
-        LOOKS[error](losses)
+        look(losses)
         update(metrics, losses, *rest, **options)
 
     monkeypatch.setattr(ClassMetrics, "update", looking)
-    with pytest.raises(error):
-        steps_on_a_gpu(RunConfig(steps=2, batch_size=4))
+    with pytest.raises(WaitedError):
+        train_on_a_gpu(RunConfig(steps=2, batch_size=4))
