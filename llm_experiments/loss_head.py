@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE_INDEX = -100
-# Logits held at a time. 2^18 float32 are 1 MiB, which stays in a CPU core's cache; a GPU wants
-# larger products. With fewer rows, adding up the (V, D) gradient costs more than the products.
-_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
+# Logits held at a time. 2^20 float32 are 4 MiB, near a CPU core's cache, with products that are
+# large enough for two cores; a GPU wants larger ones. With fewer rows, adding up the (V, D)
+# gradient costs more than the products.
+_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 _LEAST_ROWS = 128
 # Rows of the classifier are padded to a multiple of this: with an odd number of bf16 or fp16 logits
 # a row, a GPU's matrix units find no two rows aligned and fall back to slow products.
@@ -112,7 +113,7 @@ def _padding(num_classes: int, device_type: str) -> int:
 
 def _rows(num_classes: int, device_type: str) -> int:
     """Tokens whose logits are formed at a time."""
-    return max(_LEAST_ROWS, _CHUNK_ELEMENTS.get(device_type, 2**18) // num_classes)
+    return max(_LEAST_ROWS, _CHUNK_ELEMENTS.get(device_type, 2**20) // num_classes)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -164,6 +164,7 @@ def test_what_the_head_holds_is_what_is_planned(
     At a small width the chunk of logits makes the peak; at a large one the gradient, twice.
     """
     monkeypatch.setitem(loss_head._MULTIPLE, "cpu", multiple)
+    monkeypatch.setitem(loss_head._CHUNK_ELEMENTS, "cpu", 2**18)  # two chunks of the 200
 
     def measured(num_classes: int) -> int:
         features = torch.randn(num_targets, width).to(dtype).requires_grad_()
