@@ -16,17 +16,19 @@ from frequency_bins.command_line import parse_options, run_command
 from reports import tables
 from reports.export import export, saved
 from reports.figures import figure_2
-from reports.groups import Collection, collect, joined
+from reports.groups import NOT_EVALUATED, Collection, collect, joined
 from reports.page import render
 from reports.prompt import split
 from reports.table_views import comparison_view
+
+STUDIES = tyro.conf.arg(metavar="STUDY [STUDY ...]", help_behavior_hint="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
     """Write one self-contained HTML page from the runs of one or more studies."""
 
-    studies: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
+    studies: Annotated[tuple[Path, ...], tyro.conf.Positional, STUDIES]
     """Folders runs/<study>."""
     out: Path | None = None
     """Where the page goes; by default report.html in the study's folder."""
@@ -36,7 +38,7 @@ class Build:
 class Export:
     """Write figures (SVG, PDF) and tables (CSV, parquet, LaTeX) of one or more studies."""
 
-    studies: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
+    studies: Annotated[tuple[Path, ...], tyro.conf.Positional, STUDIES]
     """Folders runs/<study>."""
     out: Path | None = None
     """Folder for the files; by default export/ in the study's folder."""
@@ -117,9 +119,7 @@ def export_files(options: Export) -> int:
         raise ValueError(f"--out is {out}, a file; expected a folder")
     collection = collect(options.studies)
     if not collection.groups:
-        raise ValueError(
-            f"no run of {', '.join(collection.studies)} has a final loss; nothing to export"
-        )
+        raise ValueError(f"{_no_final_loss(collection)}; nothing to export")
     export(collection.groups, out)
     return _done(out, collection)
 
@@ -144,7 +144,7 @@ def prompt(options: Prompt) -> int:
         raise ValueError(f"--out is {out}; expected a name that ends in .svg or .pdf")
     collection = collect([options.study])
     if not collection.groups:
-        raise ValueError(f"no run of {options.study} has a final loss; nothing says what is rare")
+        raise ValueError(f"{_no_final_loss(collection)}; nothing says what is rare")
     group = collection.groups[0]
     tokens = split(options.text, group["label"].values.tolist(), options.tokenizer)
     write_atomically(out, saved(figure_2(group, tokens), out.suffix[1:]))
@@ -167,6 +167,13 @@ def demo(options: Demo) -> int:
         return 0
     studies = (grids[0].study_folder, images.runs_dir / images.study)
     return build(Build(studies=studies, out=page))
+
+
+def _no_final_loss(collection: Collection) -> str:
+    """That no run of the studies has final losses, and why some have none."""
+    found = f"no run of {', '.join(collection.studies)} has a final loss"
+    streamed = any(note.reason == NOT_EVALUATED for note in collection.unfinished)
+    return f"{found} (some {NOT_EVALUATED})" if streamed else found
 
 
 def _beside(studies: Sequence[Path], out: Path | None) -> Path:

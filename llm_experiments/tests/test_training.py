@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,28 @@ def test_golden_losses(tmp_path: Path, data: DataConfig, corpus: PreparedCorpus)
         train(config, corpus, mine, device=CPU)
     golden = np.loadtxt(Path(__file__).with_name("golden_losses.txt"))
     assert [row["loss"] for row in run.scalars()] == pytest.approx(golden.tolist(), rel=2e-4)
+
+
+@pytest.mark.parametrize("model", ["openelm-tiny", "qwen2-tiny"])
+def test_a_compiled_run_has_the_losses_of_an_eager_one(
+    tmp_path: Path,
+    data: DataConfig,
+    corpus: PreparedCorpus,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Traced and differentiated as ever, but the graph is run as it is: no C++ compiler, no minutes.
+    traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    records = []
+    for compiled in (False, True):
+        config = replace(CONFIG, model=model, compile=compiled)
+        run = run_of(tmp_path, config, data, corpus)
+        with attempt(run) as mine:
+            train(config, corpus, mine, device=CPU)
+        records.append(run.classes())
+    for name in ("loss", "final_loss"):
+        np.testing.assert_allclose(records[1][name], records[0][name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -53,7 +53,9 @@ def test_a_study_without_final_evaluations_says_what_to_do(
     assert "run it with --evaluate final" in page
     assert "no run of this study has a final loss" in page
     assert main(["export", str(tmp_path / "s")]) == 2
-    assert "has a final loss" in capsys.readouterr().err
+    assert "no run of s has a final loss (some finished with --evaluate stream" in (
+        capsys.readouterr().err
+    )
 
 
 def test_export_and_compare(
