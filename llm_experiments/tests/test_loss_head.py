@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from frequency_bins.tests.fake_gpu import GPU, fake_gpu
 from llm_experiments import loss_head
 from llm_experiments.loss_head import (
     IGNORE_INDEX,
@@ -182,3 +183,25 @@ def test_what_the_head_holds_is_what_is_planned(
     assert measured(7001) - measured(3000) == planned(7001) - planned(3000)
     beyond = measured(3000) - planned(3000)
     assert 0 <= beyond <= num_targets * (width * dtype.itemsize + 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_gpu_gives_what_a_cpu_gives(dtype: torch.dtype) -> None:
+    """There the classifier is padded, and a chunk is larger; the gradients are the saved ones."""
+    features = torch.randn(40, 8).to(dtype).requires_grad_()
+    weight = torch.randn(37, 8).to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    targets = torch.randint(37, (40,)).masked_fill_(torch.arange(40) % 7 == 0, IGNORE_INDEX)
+    token_weight = torch.rand(40)
+
+    def results(device: torch.device) -> list[torch.Tensor]:
+        parts = [part.to(device) for part in (features, weight, targets, token_weight)]
+        losses = linear_cross_entropy(*parts, label_smoothing=0.1)
+        assert losses.objective.grad_fn is not None
+        found = [*losses, *losses.objective.grad_fn.saved_tensors]  # type: ignore[attr-defined]
+        assert {part.device.type for part in found} == {device.type}
+        return [part.detach().cpu() for part in found]
+
+    with fake_gpu():
+        there = results(GPU)
+    for one, other in zip(there, results(torch.device("cpu")), strict=True):
+        torch.testing.assert_close(one, other)
