@@ -61,7 +61,9 @@ class FakeGpuTensor(Tensor):
 
 
 class _FakeGpu(TorchDispatchMode):
-    waiting = True
+    def __init__(self, *, waiting: bool) -> None:
+        super().__init__()
+        self.waiting = waiting
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -72,8 +74,6 @@ class _FakeGpu(TorchDispatchMode):
 @contextlib.contextmanager
 def fake_gpu(*, waiting: bool = True) -> Iterator[None]:
     """Let ``device="cuda"`` work; without `waiting` what a GPU is waited for raises WaitedError."""
-    mode = _FakeGpu()
-    mode.waiting = waiting
     lifting = torch._C._only_lift_cpu_tensors()
     properties = SimpleNamespace(total_memory=2**40)
     with (
@@ -86,7 +86,7 @@ def fake_gpu(*, waiting: bool = True) -> Iterator[None]:
         mock.patch.object(torch.cuda, "is_bf16_supported", return_value=True),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
         mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor),
-        mode,
+        _FakeGpu(waiting=waiting),
     ):
         torch._C._ensureCUDADeviceGuardSet()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(1.0, device="cuda"), too
