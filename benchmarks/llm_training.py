@@ -1,14 +1,17 @@
 """Training speed: our loop against transformers' Trainer with Algorithm 1 as the paper writes it.
 
-    python -m benchmarks.llm_training [--model openelm-tiny] [--steps 80] [--threads 2]
+    python -m benchmarks.llm_training [--model openelm-tiny] [--turns 8] [--threads 2]
 
-Same model, data, precision and steps, in turn: a run alone with all threads, and the way of a sweep
-to use as many cores, a run with one thread on each. The first steps and an evaluation (memory, lazy
-initialisation, compilation) are outside the clock; another evaluation of the whole training set,
-and our record and checkpoints, are inside it. The Trainer has its defaults (which clip gradients)
-but for the settings below, and Qwen2 has transformers' own attention there. The last column is the
-share of the machine's matrix rate (a float32 product of 1024 x 1024 matrices, measured here) that
-6 operations a parameter and training token amount to.
+Same model, data, precision and steps: a run alone with all threads, and the way of a sweep to use
+as many cores, a run with one thread on each. All are there from the start and take turns at the
+machine, 20 steps each, so that what else happens on it happens to all of them. The first steps
+and an evaluation (memory, lazy initialisation, compilation) are outside the clock; another
+evaluation of the whole training set, and our record and checkpoints, are inside it. The Trainer has
+its defaults (which clip gradients) but for the settings below, and Qwen2 has transformers' own
+attention there. The ratio is to the Trainer with the dictionary, alone: of all the time, and the
+quartiles of single turns. The last column is the share of the machine's matrix rate (a float32
+product of 1024 x 1024 matrices, measured here) that 6 operations a parameter and training token
+amount to.
 
 Then, by CPU time of one thread, which other processes disturb little: what the token metrics cost
 of a step, and the loss head beside what torch offers, at a small and at the published vocabulary.
@@ -20,11 +23,10 @@ import argparse
 import functools
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,14 +51,48 @@ from llm_experiments.recipes import demo
 from llm_experiments.training import token_losses
 
 WARM_UP = 5
+TURN = 20
 
 
-Ready = Callable[[], object]
+class Turns:
+    """When a process may work: all of one place do, while those of the other places wait.
+
+    `seconds` are those of its own turns.
+    """
+
+    def __init__(self, barrier: Any, place: int, places: int) -> None:
+        self._barrier, self._place, self._places = barrier, place, places
+        self.seconds: list[float] = []
+
+    def begin(self) -> None:
+        """Wait for the first turn, which begins when all are there."""
+        self._wait(1 + self._place)
+
+    def after(self, step: int, last: int) -> None:
+        """Let the others have their turns where a step ends one's own, but after the last."""
+        if WARM_UP < step < last and (step - WARM_UP) % TURN == 0:
+            self._stop(self._places)
+
+    def abort(self) -> None:
+        """Let the others end, too."""
+        self._barrier.abort()
+
+    def end(self) -> None:
+        """Let the others have theirs after the last."""
+        self._stop(self._places - self._place)
+
+    def _stop(self, turns: int) -> None:
+        self.seconds.append(time.perf_counter() - self._began)
+        self._wait(turns)
+
+    def _wait(self, turns: int) -> None:
+        for _ in range(turns):
+            self._barrier.wait()
+        self._began = time.perf_counter()
 
 
-def ours(config: RunConfig, corpus: PreparedCorpus, ready: Ready) -> float:
-    """Seconds from the end of the warm-up, which `ready` prolongs, to the published record."""
-    started = 0.0
+def ours(config: RunConfig, corpus: PreparedCorpus, turns: Turns) -> None:
+    """A run from its warm-up to the published record."""
     built: list[Any] = []
 
     def build(*arguments: Any, **options: Any) -> Any:
@@ -64,34 +100,32 @@ def ours(config: RunConfig, corpus: PreparedCorpus, ready: Ready) -> float:
         return built[-1]
 
     def report(progress: Any) -> None:
-        nonlocal started
         if progress.step == WARM_UP:
             head = training.LanguageModelLoss(built[-1], None, 0.0)
             tokens = torch.from_numpy(corpus.tokens.astype(np.int32))
             uniform = torch.ones(corpus.vocab_size, dtype=torch.float64)
             training.evaluate(head, tokens, uniform, config.batch_size, ALONE)
-            ready()
-            started = time.perf_counter()
+            turns.begin()
+        turns.after(progress.step, config.steps)
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(training, "build_model", build):
         run = Run.create(Path(folder), {"benchmark": 1})
         with attempt(run) as mine:
             training.train(config, corpus, mine, device=torch.device("cpu"), report=report)
-    return time.perf_counter() - started
 
 
 class Clock(TrainerCallback):
-    """When the warm-up ended."""
+    """Turns of a Trainer."""
 
-    def __init__(self, ready: Ready) -> None:
-        self.ready = ready
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
         self.trainer: Trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == WARM_UP:
             self.trainer.evaluate()
-            self.ready()
-            self.started = time.perf_counter()
+            self.turns.begin()
+        self.turns.after(state.global_step, args.max_steps)
 
 
 class DictionaryTrainer(Trainer):
@@ -113,12 +147,12 @@ class DictionaryTrainer(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
 
-def theirs(config: RunConfig, corpus: PreparedCorpus, ready: Ready, *, dictionary: bool) -> float:
+def theirs(config: RunConfig, corpus: PreparedCorpus, turns: Turns, *, dictionary: bool) -> None:
     """The same for the Trainer, with the paper's dictionary or without any token metrics."""
     tokens = torch.from_numpy(np.array(corpus.tokens)).long()
     rows = [{"input_ids": row, "labels": row} for row in tokens]
     torch.set_num_threads(config.threads)
-    clock = Clock(ready)
+    clock = Clock(turns)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -147,10 +181,9 @@ def theirs(config: RunConfig, corpus: PreparedCorpus, ready: Ready, *, dictionar
         trainer.token_metrics = defaultdict(lambda: {"loss": 0.0, "correct": 0, "count": 0})
         trainer.train()
         trainer.evaluate()
-    return time.perf_counter() - clock.started
 
 
-LOOPS: dict[str, Callable[[RunConfig, PreparedCorpus, Ready], float]] = {
+LOOPS: dict[str, Callable[[RunConfig, PreparedCorpus, Turns], None]] = {
     "ours": ours,
     "ours, compiled": lambda config, *rest: ours(replace(config, compile=True), *rest),
     "Trainer + dictionary": functools.partial(theirs, dictionary=True),
@@ -158,22 +191,37 @@ LOOPS: dict[str, Callable[[RunConfig, PreparedCorpus, Ready], float]] = {
 }
 
 
-def at_once(loop: str, config: RunConfig, corpus: PreparedCorpus, runs: int) -> float:
-    """Seconds of as many runs side by side, a process each, which leave the warm-up together."""
+def in_turn(ways: Sequence[tuple[str, RunConfig, int]], corpus: PreparedCorpus) -> list[np.ndarray]:
+    """Seconds of each turn of each way, which is a loop and how many runs of it work at once."""
     context = multiprocessing.get_context("spawn")
-    barrier, seconds = context.Barrier(runs), context.Queue()
-    arguments = (loop, config, corpus.folder, barrier, seconds)
-    processes = [context.Process(target=_one_of, args=arguments) for _ in range(runs)]
+    barrier, results = context.Barrier(sum(runs for _, _, runs in ways)), context.Queue()
+    processes = []
+    for place, (loop, config, runs) in enumerate(ways):
+        turns = Turns(barrier, place, len(ways))
+        arguments = (loop, config, corpus.folder, turns, place, results)
+        processes += [context.Process(target=_work, args=arguments) for _ in range(runs)]
     for process in processes:
         process.start()
-    slowest = max(seconds.get() for _ in processes)
+    found = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    return slowest
+    return [
+        np.max([seconds for place, seconds in found if place == wanted], 0)
+        for wanted in range(len(ways))
+    ]
 
 
-def _one_of(loop: str, config: RunConfig, corpus: Path, barrier: Any, seconds: Any) -> None:
-    seconds.put(LOOPS[loop](config, load_prepared(corpus), barrier.wait))
+def _work(
+    loop: str, config: RunConfig, corpus: Path, turns: Turns, place: int, results: Any
+) -> None:
+    try:
+        LOOPS[loop](config, load_prepared(corpus), turns)
+        turns.end()
+    except BaseException:
+        turns.abort()
+        raise
+    finally:
+        results.put((place, turns.seconds))
 
 
 def matrix_rate() -> float:
@@ -256,28 +304,22 @@ def parts_of_a_step(model: str, vocab_size: int, batch: int, context: int) -> No
     print(f"  loss head, forward and backward: {times}", flush=True)
 
 
-def compare(config: RunConfig, corpus: PreparedCorpus, rounds: int, rate: float) -> None:
+def compare(config: RunConfig, corpus: PreparedCorpus, rate: float) -> None:
     """Print a table of all loops, each alone with all threads and in a sweep of one a thread."""
     built = build_model(config.model, vocab_size=corpus.vocab_size)
     parameters = sum(parameter.numel() for parameter in built.parameters())
     tokens = (config.steps - WARM_UP) * config.batch_size * corpus.tokens.shape[1]
-    runs, single = config.threads, replace(config, threads=1)
-    ways: dict[tuple[str, str], Callable[[], float]] = {}
-    for loop in LOOPS:
-        ways[loop, "alone"] = functools.partial(at_once, loop, config, corpus, 1)
-        ways[loop, f"{runs} at once"] = functools.partial(at_once, loop, single, corpus, runs)
-    speeds = defaultdict(list)
-    for _ in range(rounds):
-        for way, measure in ways.items():
-            trained = tokens * (1 if way[1] == "alone" else runs)
-            speeds[way].append(trained / measure())
-    reference = statistics.median(speeds["Trainer + dictionary", "alone"])
-    for (loop, runs_at_once), measured in speeds.items():
-        median = statistics.median(measured)
+    single = replace(config, threads=1)
+    ways = [way for loop in LOOPS for way in ((loop, config, 1), (loop, single, config.threads))]
+    seconds = in_turn(ways, corpus)
+    reference = seconds[ways.index(("Trainer + dictionary", config, 1))]
+    for (loop, _, runs), mine in zip(ways, seconds, strict=True):
+        speed = runs * tokens / mine.sum()
+        quartiles = np.quantile(runs * reference / mine, (0.25, 0.75))
         print(
-            f"{config.model:14s} {loop:20s} {runs_at_once:10s} {median:10,.0f} "
-            f"{min(measured):8,.0f}-{max(measured):8,.0f} {median / reference:6.2f} "
-            f"{6 * parameters * median / rate:6.1%}",
+            f"{config.model:14s} {loop:20s} {f'{runs} at once' if runs > 1 else 'alone':10s} "
+            f"{speed:10,.0f} {runs * reference.sum() / mine.sum():6.2f} "
+            f"{quartiles[0]:6.2f}-{quartiles[1]:4.2f} {6 * parameters * speed / rate:6.1%}",
             flush=True,
         )
 
@@ -286,28 +328,26 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", nargs="+", default=["openelm-tiny", "qwen2-tiny"])
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     grid = demo()[0]
     corpus = prepare(grid.data)
     rate = matrix_rate()
     print(f"{options.threads} threads, {rate / 1e9:.1f} GFLOP/s, torch {torch.__version__}")
-    head = ("model", "loop", "runs", "tokens/s", "range", "ratio", "share")
-    print("{:14s} {:20s} {:10s} {:>10s} {:>17s} {:>6s} {:>6s}".format(*head))
+    head = ("model", "loop", "runs", "tokens/s", "ratio", "of turns", "share")
+    print("{:14s} {:20s} {:10s} {:>10s} {:>6s} {:>11s} {:>6s}".format(*head))
     for name in options.model:
         config = RunConfig(
             model=name,
             weight_decay=0.1,
-            steps=options.steps,
+            steps=WARM_UP + TURN * options.turns,
             batch_size=grid.training.batch_size,
             learning_rate=grid.training.learning_rate,
-            evaluate_every=20,
             threads=options.threads,
         )
-        compare(config, corpus, options.rounds, rate)
+        compare(config, corpus, rate)
     torch.set_num_threads(1)
     for sizes in (("openelm-tiny", 1024, 16, 64), ("openelm-tiny", 32005, 8, 64)):
         parts_of_a_step(*sizes)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 # A checkpoint is written when one as dear as the last would take at most this share of the time.
-_CHECKPOINT_SHARE = 0.05
+_CHECKPOINT_SHARE = 0.02
 
 
 class Clock:

@@ -35,7 +35,7 @@ from vision_appendix.last_layer import EVALUATION_BATCH, LAST_LAYER, last_layer
 from vision_appendix.resnet9 import ResNet9
 
 # A checkpoint is written when the last one's cost is at most this share of the time since.
-_CHECKPOINT_SHARE = 0.05
+_CHECKPOINT_SHARE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
