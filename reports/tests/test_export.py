@@ -24,8 +24,9 @@ def test_every_format_is_written_and_holds_the_numbers(
     assert {"figure_4.svg", "figure_4.pdf", "figure_4.txt", "table_1.tex"} <= names
     assert sorted(names) == sorted(path.name for path in (tmp_path / "export").iterdir())
     assert (tmp_path / "export" / "figure_4.pdf").read_bytes().startswith(b"%PDF-")
+    options = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
     frames = [
-        pd.read_csv(tmp_path / "export" / "tokens.csv", keep_default_na=False, na_values=[""]),
+        pd.read_csv(tmp_path / "export" / "tokens.csv", **options),
         pd.read_parquet(tmp_path / "export" / "tokens.parquet"),
     ]
     for frame in frames:

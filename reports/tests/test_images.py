@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import xarray as xr
@@ -50,6 +51,10 @@ def differs(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(apart.mean() > MEAN_TOLERANCE or (apart > BLOCK_TOLERANCE).mean() > BLOCKS_OFF)
 
 
+@pytest.mark.skipif(
+    matplotlib.__version_info__ < (3, 11),
+    reason="the images were drawn by matplotlib 3.11, before which text takes another width",
+)
 @pytest.mark.parametrize("draw", DRAWN, ids=lambda draw: draw.__name__)
 def test_figure_looks_as_before(draw: Callable[..., ReportFigure], collection: Collection) -> None:
     baseline = np.asarray(Image.open(BASELINE / f"{draw.__name__}.png"), dtype=np.float64) / 255
