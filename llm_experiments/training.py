@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from frequency_bins import Attempt, ClassMetrics, Diverged, Stopped
 from frequency_bins.checkpoints import load_latest, save
+from frequency_bins.clock import Clock
 from frequency_bins.saved_state import restore
-from llm_experiments.clock import Clock
 from llm_experiments.configs import RunConfig
 from llm_experiments.distributed import ALONE, Follower, Group
 from llm_experiments.dropout import add_dropout, seed_dropout
@@ -123,7 +123,7 @@ def train(
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         step += 1
-        report(Progress(step=step, tokens_per_second=clock.tokens_per_second(step)))
+        report(Progress(step=step, tokens_per_second=clock.per_second(step)))
 
         if step % config.evaluate_every == 0 or step == config.steps:
             synchronise(device)
@@ -142,7 +142,7 @@ def train(
                     "step": step,
                     "loss": average,
                     "learning_rate": optimizer.param_groups[0]["lr"],
-                    "tokens_per_second": clock.tokens_per_second(step),
+                    "tokens_per_second": clock.per_second(step),
                 }
             )
             if step < config.steps and group.any(clock.checkpoint_is_due()):
@@ -161,7 +161,7 @@ def train(
             save_model(model, corpus, attempt.folder / "model", weights)
         record = windows.record(corpus, final)
         files = ("model",) if keep_model else ()
-        attempt.publish(record, files=files, tokens_per_second=clock.tokens_per_second(step))
+        attempt.publish(record, files=files, tokens_per_second=clock.per_second(step))
     return model
 
 

@@ -5,10 +5,8 @@ The loop is `train`; what it needs stands below it. B images, V classes.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,15 +25,13 @@ from frequency_bins import (
     class_record,
     write_atomically,
 )
+from frequency_bins.clock import Clock
 from frequency_bins.saved_state import restore
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import RunConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages
 from vision_appendix.last_layer import EVALUATION_BATCH, LAST_LAYER, last_layer
 from vision_appendix.resnet9 import ResNet9
-
-# A checkpoint is written when the last one's cost is at most this share of the time since.
-_CHECKPOINT_SHARE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +71,18 @@ def train(
     while step < evaluations[-1]:
         training_step(config, data, model, optimizer, metrics, step)
         step += 1
-        report(Progress(step=step, images_per_second=clock.images_per_second(step)))
+        report(Progress(step=step, images_per_second=clock.per_second(step)))
 
         if step in evaluations:
             synchronise(data.images.device)
-            with clock.stopped():
+            with clock.paused():
                 test = evaluate(config, model, data, data.test_images, data.test_labels)
                 scalars = windows.append(step, metrics, test)
             if not math.isfinite(scalars["loss"]):
                 raise Diverged(f"the loss is {scalars['loss']} at step {step}")
             rates = {
                 "learning_rate": optimizer.param_groups[0]["lr"],
-                "images_per_second": clock.images_per_second(step),
+                "images_per_second": clock.per_second(step),
             }
             attempt.append_scalars({"step": step, **scalars, **rates})
             if clock.checkpoint_is_due():
@@ -100,7 +96,7 @@ def train(
     with arithmetic(config, data.images.device):
         layer = last_layer(model, data)
     write_atomically(attempt.folder / LAST_LAYER, safetensors.torch.save(layer))
-    speed = {"images_per_second": clock.images_per_second(step)}
+    speed = {"images_per_second": clock.per_second(step)}
     attempt.publish(windows.record(data, final), files=(LAST_LAYER,), **speed)
 
 
@@ -266,38 +262,3 @@ class WindowHistory:
             final_accuracy=final.accuracy.cpu().numpy(),
             **{name: tensor.numpy() for name, tensor in self.state_dict().items()},
         )
-
-
-class Clock:
-    """Training time, without evaluations and checkpoints, and when a checkpoint is due."""
-
-    def __init__(self, images_per_step: int, first_step: int) -> None:
-        self._images_per_step, self._first_step = images_per_step, first_step
-        self._start = self._last_checkpoint = time.perf_counter()
-        self._stopped = self._checkpoint_cost = 0.0
-
-    def images_per_second(self, step: int) -> float:
-        """Images of the steps since the start, over the time that they took."""
-        seconds = time.perf_counter() - self._start - self._stopped
-        return (step - self._first_step) * self._images_per_step / max(seconds, 1e-9)
-
-    def checkpoint_is_due(self) -> bool:
-        """Whether a checkpoint as dear as the last would keep to its share of the time."""
-        elapsed = time.perf_counter() - self._last_checkpoint
-        return self._checkpoint_cost <= _CHECKPOINT_SHARE * elapsed
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Context that does not count."""
-        begin = time.perf_counter()
-        yield
-        self._stopped += time.perf_counter() - begin
-
-    @contextlib.contextmanager
-    def checkpointing(self) -> Iterator[None]:
-        """Context in which a checkpoint is written."""
-        begin = time.perf_counter()
-        with self.stopped():
-            yield
-        self._last_checkpoint = time.perf_counter()
-        self._checkpoint_cost = self._last_checkpoint - begin

@@ -173,7 +173,9 @@ FORMS = ("saved", "saved with splits", "csv", "jsonl", "parquet", "hub layout")
 
 
 # pandas 2 leaves an open csv file to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in.*/reviews.csv:pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_any_dataset_is_read_from_a_local_copy(tmp_path: Path, form: str) -> None:
     write_dataset(tmp_path / "copy", form)

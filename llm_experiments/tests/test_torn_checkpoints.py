@@ -10,7 +10,7 @@ import pytest
 
 from frequency_bins import Run, attempt
 from frequency_bins.checkpoints import load_latest
-from llm_experiments.clock import Clock
+from frequency_bins.clock import Clock
 from llm_experiments.configs import DataConfig, RunConfig
 from llm_experiments.models import presets
 from llm_experiments.preparation import PreparedCorpus

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from frequency_bins import Attempt, ClassMetrics, Diverged, Run, Stopped, attempt
+from frequency_bins.clock import Clock
 from frequency_bins.saved_state import read_state
 from vision_appendix import training
 from vision_appendix.augmentation import normalise, training_batch
@@ -195,7 +196,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     config = RunConfig(**TINY)
     whole, broken = new_run(tmp_path / "whole", config), new_run(tmp_path / "broken", config)
     train(config, digits, whole)
-    monkeypatch.setattr(training.Clock, "checkpoint_is_due", lambda clock: True)
+    monkeypatch.setattr(Clock, "checkpoint_is_due", lambda clock: True)
     firsts = []
     for last in (3, 6, 9, 10):
 

@@ -13,15 +13,15 @@ _CHECKPOINT_SHARE = 0.02
 class Clock:
     """Time spent training, evaluation and checkpoints left out."""
 
-    def __init__(self, tokens_per_step: int, first_step: int) -> None:
-        self._tokens_per_step, self._first_step = tokens_per_step, first_step
+    def __init__(self, samples_per_step: int, first_step: int) -> None:
+        self._samples_per_step, self._first_step = samples_per_step, first_step
         self._start = self._last_checkpoint = time.perf_counter()
         self._pauses = self._checkpoint_cost = 0.0
 
-    def tokens_per_second(self, step: int) -> float:
-        """Tokens of the steps since the start, over the time that they took."""
+    def per_second(self, step: int) -> float:
+        """Samples (tokens, images) of the steps since the start, over the time that they took."""
         seconds = time.perf_counter() - self._start - self._pauses
-        return (step - self._first_step) * self._tokens_per_step / max(seconds, 1e-9)
+        return (step - self._first_step) * self._samples_per_step / max(seconds, 1e-9)
 
     def checkpoint_is_due(self) -> bool:
         """Whether enough time has passed since the last checkpoint for what one costs."""
