@@ -30,7 +30,7 @@ browser:
 
 fuzz: $(VENV)/installed-test
 	-$(PIP) --constraint constraints.txt --editable '.[fuzz]'
-	$(BIN)/python -m frequency_bins.tests.fuzzing --runs $(RUNS) \
+	$(BIN)/python -m run_store.tests.fuzzing --runs $(RUNS) \
 		$(addsuffix .fuzz_targets,frequency_bins.tests theory_tests vision_appendix.tests \
 		llm_experiments.tests reports.tests)
 

@@ -9,9 +9,10 @@ one that fails, runs out of memory or of time is recorded as such, with what it 
 the others go on. FOLDER/results.json is rewritten after each part. Exit code 0: every check held
 and every part ended.
 
-Language models are trained by `llm_experiments.training.train` itself, on the published recipes,
-on random tokens with Zipf counts and from weights that the device draws; steps are timed between
-events on the device, after the first ones. Times are in milliseconds: n, mean, standard deviation.
+Language models are trained by `llm_experiments.training.loop.train` itself, on the published
+recipes, on random tokens with Zipf counts and from weights that the device draws; steps are timed
+between events on the device, after the first ones. Times are in milliseconds: n, mean,
+standard deviation.
 """
 
 from __future__ import annotations
@@ -234,7 +235,7 @@ def head_results(
     features: Tensor, weight: Tensor, targets: Tensor, *, ours: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses and both gradients of the mean loss, scaled as fp16 needs it."""
-    from llm_experiments.loss_head import linear_cross_entropy
+    from llm_experiments.models.loss_head import linear_cross_entropy
 
     features, weight = features.clone().requires_grad_(), weight.clone().requires_grad_()
     share = torch.full(targets.shape, 1024.0 / len(targets), device=features.device)
@@ -312,8 +313,8 @@ def checks_of_training(settings: Settings, record: Record) -> None:
 
 def trained(config: Any, corpus: Any, device: torch.device) -> tuple[Any, np.ndarray]:
     """A whole run: its model, and the final loss of each class that occurs."""
-    from frequency_bins import Run, attempt
-    from llm_experiments.training import train
+    from llm_experiments.training.loop import train
+    from run_store import Run, attempt
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder), asdict(config))
@@ -327,7 +328,7 @@ def step_results(
     model: Any, corpus: Any, half: torch.dtype | None, *, ours: bool
 ) -> tuple[Tensor, Tensor]:
     """Token losses of a batch and the gradient of their mean, through our path or torch's own."""
-    from llm_experiments.training import token_losses
+    from llm_experiments.training.loop import token_losses
 
     sequences = torch.from_numpy(corpus.tokens[:8].astype(np.int64)).to(model.device)
     scale = 1024.0
@@ -398,8 +399,8 @@ def run_steps(
     config: Any, corpus: Any, device: torch.device, steps: int, watch: Callable[[int], object]
 ) -> None:
     """``steps`` steps of `train`, which calls ``watch`` after each of them."""
-    from frequency_bins import Run, attempt
-    from llm_experiments.training import train
+    from llm_experiments.training.loop import train
+    from run_store import Run, attempt
 
     def report(progress: Any) -> None:
         watch(progress.step)
@@ -408,7 +409,7 @@ def run_steps(
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch("llm_experiments.training.build_model", drawn_on_device),
+        mock.patch("llm_experiments.training.loop.build_model", drawn_on_device),
     ):
         try:
             with attempt(Run.create(Path(folder), {})) as mine:
@@ -530,7 +531,7 @@ def without_metrics(
         def update(self, *args: Any, **kwargs: Any) -> None:
             pass
 
-    with mock.patch("llm_experiments.training.ClassMetrics", Blind):
+    with mock.patch("llm_experiments.training.loop.ClassMetrics", Blind):
         name = f"{precision} without token metrics"
         measure_training(settings, record, name, grid, precision=precision, compile=compile)
 
@@ -646,7 +647,7 @@ def ufm_vocabulary(settings: Settings, record: Record) -> None:
 def vision(settings: Settings, record: Record) -> None:
     """ResNet9's full recipe, and images a second beside a plain DataLoader loop."""
     from benchmarks.vision_training import images_per_second, ours, plain, random_images
-    from frequency_bins import Run, attempt
+    from run_store import Run, attempt
     from vision_appendix.configs import DataConfig, RunConfig
     from vision_appendix.imbalanced_cifar10 import load_images
     from vision_appendix.training import train
@@ -725,7 +726,7 @@ PARTS: dict[str, tuple[Callable[[Settings, Record], None], float]] = {
 }
 
 # Imported once for all parts.
-PRELOAD = ["llm_experiments.models.openelm", "llm_experiments.training", "scipy.optimize"]
+PRELOAD = ["llm_experiments.models.openelm", "llm_experiments.training.loop", "scipy.optimize"]
 
 
 def work(name: str, settings: Settings, path: Path) -> None:

@@ -31,11 +31,11 @@ import torch
 
 from frequency_bins import ClassMetrics
 from llm_experiments.configs import RunConfig
-from llm_experiments.memory import keep_freed_memory
 from llm_experiments.models.openelm import OpenELMConfig, OpenELMForCausalLM
-from llm_experiments.optimization import build_optimizer
 from llm_experiments.plan import activation_bytes, flops_per_token, head_bytes, peak_bytes
-from llm_experiments.training import token_losses
+from llm_experiments.training.loop import token_losses
+from llm_experiments.training.memory import keep_freed_memory
+from llm_experiments.training.optimization import build_optimizer
 
 TIMED_STEPS, COUNTED_STEPS = 5, 2
 M_MMAP_THRESHOLD, LARGE = -3, 2**16  # mallopt(3)

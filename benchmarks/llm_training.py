@@ -39,16 +39,17 @@ import torch
 from torch.nn import functional as F
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from frequency_bins import ClassMetrics, Run, attempt
-from llm_experiments import training
+from frequency_bins import ClassMetrics
 from llm_experiments.configs import RunConfig
-from llm_experiments.distributed import ALONE
-from llm_experiments.loss_head import linear_cross_entropy
+from llm_experiments.models.loss_head import linear_cross_entropy
 from llm_experiments.models.presets import build_model
-from llm_experiments.optimization import build_optimizer
-from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
 from llm_experiments.recipes import demo
-from llm_experiments.training import token_losses
+from llm_experiments.text.preparation import PreparedCorpus, load_prepared, prepare
+from llm_experiments.training.distributed import ALONE
+from llm_experiments.training.loop import loop as training
+from llm_experiments.training.loop import token_losses
+from llm_experiments.training.optimization import build_optimizer
+from run_store import Run, attempt
 
 WARM_UP = 5
 TURN = 20

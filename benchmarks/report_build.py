@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frequency_bins import Run, class_record, publish, run_id, write_atomically
+from run_store import Run, class_record, publish, run_id, write_atomically
 
 VOCAB_SIZE, STEPS = 32_005, 100
 WEIGHT_DECAYS = (0.0, 0.1, 0.3, 0.5, 1.0)

@@ -5,8 +5,8 @@
 A run does `--seconds` of arithmetic, leaves a record like any other and is handed out, leased and
 published as any other. The overhead is the time of the whole sweep, from the start of its process
 to its end, over the time that the runs' own work takes on as many cores. Slurm is stood in for by
-commands that begin a job at once (frequency_bins/tests/slurm_standins.py): what its queue adds is
-not in it.
+commands that begin a job at once (run_store/tests/executors/slurm_standins.py): what its queue adds
+is not in it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from frequency_bins import Attempt, Run, class_record
-from frequency_bins.executors import ExecutorConfig, SweepProgress, Task, open_pool, sweep
-from frequency_bins.tests.slurm_standins import stand_in
+from run_store import Attempt, Run, class_record
+from run_store.executors import ExecutorConfig, SweepProgress, Task, open_pool, sweep
+from run_store.tests.executors.slurm_standins import stand_in
 
 CLASSES = 1000
 ROOT = Path(__file__).parents[1]

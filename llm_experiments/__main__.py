@@ -18,23 +18,22 @@ from frequency_bins import (
     average_loss,
     coverage,
     percentile,
-    resolve_device,
     token_balanced_loss,
-    write_atomically,
 )
-from frequency_bins.command_line import (
+from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig, TrainingConfig
+from llm_experiments.models.presets import MODEL_NAMES
+from llm_experiments.recipes import for_model, published, recipe
+from llm_experiments.text.corpora import CorpusConfig
+from run_store import resolve_device, write_atomically
+from run_store.command_line import (
     leave,
     parse_options,
     run_command,
     run_subcommand,
     take_option,
 )
-from frequency_bins.executors import ExecutorConfig
-from frequency_bins.executors.command_line import Retry, print_counts, status_command
-from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig, TrainingConfig
-from llm_experiments.corpora import CorpusConfig
-from llm_experiments.models.presets import MODEL_NAMES
-from llm_experiments.recipes import for_model, published, recipe
+from run_store.executors import ExecutorConfig
+from run_store.executors.command_line import Retry, print_counts, status_command
 
 _PROGRAM = "python -m llm_experiments"
 
@@ -226,7 +225,7 @@ def _audit(argv: list[str]) -> int:
     from transformers.utils import logging
 
     from llm_experiments.audit import audit, load, next_token_counts, to_csv, tokenize
-    from llm_experiments.corpora import load_corpus
+    from llm_experiments.text.corpora import load_corpus
 
     logging.set_verbosity_error()  # what is wrong with a checkpoint, `load` says in one line
     logging.disable_progress_bar()
@@ -276,8 +275,8 @@ def _audit(argv: list[str]) -> int:
 
 
 def _prepare(argv: list[str]) -> int:
-    from llm_experiments.distribution import rare_shares
-    from llm_experiments.preparation import prepare, write_counts
+    from llm_experiments.text.distribution import rare_shares
+    from llm_experiments.text.preparation import prepare, write_counts
 
     options = parse_options(Prepare, argv, prog=f"{_PROGRAM} prepare")
     corpus = prepare(options.data)

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from frequency_bins import ClassMetrics, class_counts
-from llm_experiments.logits import next_token_predictions
-from llm_experiments.loss_head import IGNORE_INDEX
-from llm_experiments.model_folder import check_model_folder, no_larger_than
 from llm_experiments.models import openelm  # noqa: F401  (registers OpenELM with transformers)
+from llm_experiments.models.logits import next_token_predictions
+from llm_experiments.models.loss_head import IGNORE_INDEX
+from llm_experiments.models.model_folder import check_model_folder, no_larger_than
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from frequency_bins import ClassMetrics
-from llm_experiments.logits import next_token_predictions
+from llm_experiments.models.logits import next_token_predictions
 
 
 class TokenMetricsCallback(TrainerCallback):

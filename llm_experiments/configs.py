@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from frequency_bins.command_line import check_at_least, check_finite
-from frequency_bins.executors import ExecutorConfig
-from llm_experiments.corpora import CorpusConfig
 from llm_experiments.models.presets import MODEL_NAMES
-from llm_experiments.tokenization import SMALLEST_VOCABULARY
+from llm_experiments.text.corpora import CorpusConfig
+from llm_experiments.text.tokenization import SMALLEST_VOCABULARY
+from run_store.command_line import check_at_least, check_finite
+from run_store.executors import ExecutorConfig
 
 DecayGroup = Literal["all", "matrices", "no-embeddings", "embeddings", "head", "body"]
 DecayMode = Literal["decoupled", "l2"]
@@ -131,7 +131,7 @@ class RunConfig(TrainingConfig):
         for name in ("data_dir", "text_column", "offline", "checkpoint_dir", "cache_dir"):
             del described[name]
         if data.checkpoint_dir is not None:
-            from llm_experiments.starting_point import weights_hash
+            from llm_experiments.models.starting_point import weights_hash
 
             described["checkpoint"] = weights_hash(data.checkpoint_dir)
         return {**asdict(self), **described, "data_hash": data_hash}

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from frequency_bins import Run, read_study
 from llm_experiments.configs import SweepConfig
-from llm_experiments.loss_head import held_bytes
+from llm_experiments.models.loss_head import held_bytes
 from llm_experiments.models.presets import build_model, classifier
+from run_store import Run, read_study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

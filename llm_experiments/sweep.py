@@ -8,9 +8,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from frequency_bins import Attempt, Diverged, Run, Stopped, resolve_device, run_id
-from frequency_bins.circumstances import circumstances, command_line, of_manifest, places
-from frequency_bins.executors import (
+from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig
+from llm_experiments.models.presets import build_model
+from llm_experiments.text.preparation import PreparedCorpus, load_prepared, prepare
+from llm_experiments.training.distributed import (
+    Follower,
+    Group,
+    follow,
+    group_errors,
+    join,
+    lead,
+    processes,
+)
+from llm_experiments.training.loop import Progress, train
+from run_store import Attempt, Diverged, Run, Stopped, resolve_device, run_id
+from run_store.circumstances import circumstances, command_line, of_manifest, places
+from run_store.executors import (
     EARLIER,
     ExecutorConfig,
     Pool,
@@ -18,13 +31,8 @@ from frequency_bins.executors import (
     Task,
     open_pool,
 )
-from frequency_bins.executors import sweep as run_tasks
-from frequency_bins.status import unfinished_business
-from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig
-from llm_experiments.distributed import Follower, Group, follow, group_errors, join, lead, processes
-from llm_experiments.models.presets import build_model
-from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
-from llm_experiments.training import Progress, train
+from run_store.executors import sweep as run_tasks
+from run_store.status import unfinished_business
 
 __all__ = ["EARLIER", "create_tasks", "retry", "sweep"]
 
@@ -48,7 +56,7 @@ def sweep(*grids: SweepConfig) -> dict[str, int]:
     """Run what is missing of one or more grids; returns how many runs ended in each status.
 
     Raises:
-        ValueError, OSError: what the user has to mend; see `frequency_bins.executors.sweep`.
+        ValueError, OSError: what the user has to mend; see `run_store.executors.sweep`.
     """
     first = grids[0]
     if first.execution.executor == "local":

@@ -11,8 +11,6 @@ from typing import Annotated
 import torch
 import tyro
 
-from frequency_bins import write_atomically
-from frequency_bins.command_line import parse_options, run_command
 from reports import tables
 from reports.export import export, saved
 from reports.figures import figure_2
@@ -20,6 +18,8 @@ from reports.groups import NOT_EVALUATED, Collection, collect, joined
 from reports.page import render
 from reports.prompt import split
 from reports.table_views import comparison_view
+from run_store import write_atomically
+from run_store.command_line import parse_options, run_command
 
 STUDIES = tyro.conf.arg(metavar="STUDY [STUDY ...]", help_behavior_hint="")
 

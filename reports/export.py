@@ -10,13 +10,13 @@ import matplotlib
 import pandas as pd
 import xarray as xr
 
-from frequency_bins import write_atomically
 from reports import tables
 from reports.groups import display_label
 from reports.page import drawings, missing_glyphs_allowed
 from reports.published import published_table_1
 from reports.style import STYLE, ReportFigure
 from reports.table_views import TableView, table_views, verdict_view
+from run_store import write_atomically
 
 TABLES = {
     "table_1": tables.table_1,

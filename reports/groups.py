@@ -22,25 +22,24 @@ from scipy.special import stdtrit  # scipy.stats would take a second to import
 
 from frequency_bins import (
     FrequencyBins,
-    Run,
     average_loss,
     bin_summary,
     carry_back,
     carry_forward,
     learning_speed,
     perplexity,
-    read_study,
     seed_band,
     token_balanced_accuracy,
     token_balanced_loss,
 )
-from frequency_bins.leases import Watch
-from frequency_bins.status import study_states
 from reports.configs import check_config
 from reports.last_layers import NORMS, geometry_variables
 from reports.ranks import by_rank, shared_settings
 from reports.wording import is_of_text
 from reports.workers import parallel_map
+from run_store import Run, read_study
+from run_store.leases import Watch
+from run_store.status import study_states
 from ufm import fit_critical_count
 
 SWEPT = ("weight_decay", "seed")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from frequency_bins import Run
+from run_store import Run
 from ufm import UFMProblem, neural_collapse
 from ufm.geometry import mean_cosine
 from vision_appendix.last_layer import read_last_layer

@@ -23,7 +23,7 @@ def split(text: str, labels: Sequence[str], tokenizer_file: Path | None = None) 
     if not 0 < len(text) <= MOST_CHARACTERS:
         raise ValueError(f"the text has {len(text)} characters; expected 1 to {MOST_CHARACTERS}")
     if tokenizer_file is not None:
-        from llm_experiments.tokenization import read_tokenizer  # with transformers' seconds
+        from llm_experiments.text.tokenization import read_tokenizer  # with transformers' seconds
 
         tokenizer = read_tokenizer(tokenizer_file, len(labels))
         return [labels[i] for i in tokenizer.encode(text, add_special_tokens=False).ids]

@@ -1,12 +1,12 @@
-"""The readers of class counts under fire; see `frequency_bins.tests.fuzzing`."""
+"""The readers of class counts under fire; see `run_store.tests.fuzzing`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from frequency_bins.tests.fuzzing import Reader, Target
-from frequency_bins.tests.mutations import mutate_json, mutate_lines
+from run_store.tests.fuzzing import Reader, Target
+from run_store.tests.mutations import mutate_json, mutate_lines
 from ufm import UFMProblem
 from ufm.counts_file import count_words, read_counts
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import operator
+import pkgutil
 import re
 
 from theory_tests.mutants import MUTANTS, ROOT
@@ -15,7 +14,7 @@ PACKAGES = ("ufm", "theory_tests", "reports")
 
 def test_every_test_and_mutant_named_exists_and_no_mutant_is_missing():
     folders = (ROOT / "ufm" / "tests", ROOT / "theory_tests")
-    sources = [path.read_text(encoding="utf-8") for f in folders for path in f.glob("test_*.py")]
+    sources = [path.read_text(encoding="utf-8") for f in folders for path in f.rglob("test_*.py")]
     defined = set(re.findall(r"^def (test_\w+)", "\n".join(sources), re.MULTILINE))
     assert set(re.findall(r"`(test_\w+)`", TEXT)) <= defined
     listed = re.findall(r"^- `(.+)`$", GUARDS, re.MULTILINE)
@@ -26,7 +25,7 @@ def test_every_place_in_the_code_exists():
     places = re.findall(r"`(\w+)\.((?!py`)[\w.]+)`", GUARDS)
     assert len(places) > 30
     for module, name in places:
-        operator.attrgetter(name)(importlib.import_module(f"ufm.{module}"))
+        pkgutil.resolve_name(f"ufm.{module}.{name}")
 
 
 def test_citations_name_a_section():

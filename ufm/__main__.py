@@ -23,11 +23,11 @@ from ufm import as_printed
 from ufm.closed_form import closed_form
 from ufm.counts_file import count_words, read_counts
 from ufm.files import check_folder, write_csv
-from ufm.phase import Part, PhaseGrid, report_diagram, solve_points
+from ufm.phase_diagram.grid import Part, PhaseGrid, report_diagram, solve_points
 from ufm.problem import UFMProblem, usable_device
 from ufm.repair import repair_weights
-from ufm.search import UNFINISHED
 from ufm.solver import NotCertifiedError, Solution, solve
+from ufm.solver.search import UNFINISHED
 from ufm.verification import Claim, verify
 
 _HERE = ("verify", "solve", "predict", "phase")
@@ -130,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     if argv[:1] and argv[0] in _BY_RUNS:
-        from ufm.sweep import COMMANDS  # the theory needs no run store, and this imports one
+        from ufm.phase_diagram.sweep import (
+            COMMANDS,
+        )  # the theory needs no run store, and this imports one
 
         return COMMANDS[argv[0]](argv[1:])
     options = _options(argv)

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes
 
-from frequency_bins.command_line import parse_options, run_command, run_subcommand, take_option
-from frequency_bins.executors import ExecutorConfig
-from frequency_bins.executors.command_line import Retry, print_counts, status_command
+from run_store.command_line import parse_options, run_command, run_subcommand, take_option
+from run_store.executors import ExecutorConfig
+from run_store.executors.command_line import Retry, print_counts, status_command
 from vision_appendix.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from vision_appendix.recipes import recipe
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from frequency_bins.command_line import check_at_least, check_finite
-from frequency_bins.executors import ExecutorConfig
+from run_store.command_line import check_at_least, check_finite
+from run_store.executors import ExecutorConfig
 
 DecayGroup = Literal["all", "matrices", "head", "body"]
 DecayMode = Literal["l2", "decoupled"]

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from frequency_bins.input_files import open_regular, read_file
+from run_store.input_files import open_regular, read_file
 from vision_appendix.configs import DataConfig, RunConfig
 
 # The original's batches have 31 MB, its archive 186 MB when it is unpacked.

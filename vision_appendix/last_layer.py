@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from frequency_bins.input_files import read_file
+from run_store.input_files import read_file
 from vision_appendix.augmentation import normalise
 from vision_appendix.imbalanced_cifar10 import LabelledImages
 from vision_appendix.resnet9 import ResNet9

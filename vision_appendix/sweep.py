@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from frequency_bins import Attempt, ClassMetrics, Run, resolve_device, run_id
-from frequency_bins.circumstances import absolute, circumstances, command_line, of_manifest, places
-from frequency_bins.executors import ExecutorConfig, Task, sweep_by
-from frequency_bins.status import unfinished_business
+from frequency_bins import ClassMetrics
+from run_store import Attempt, Run, resolve_device, run_id
+from run_store.circumstances import absolute, circumstances, command_line, of_manifest, places
+from run_store.executors import ExecutorConfig, Task, sweep_by
+from run_store.status import unfinished_business
 from vision_appendix.augmentation import check_size
 from vision_appendix.configs import DataConfig, RunConfig, SweepConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages, load_images, resolve_counts
@@ -63,7 +64,7 @@ def sweep(config: SweepConfig) -> dict[str, int]:
     """Run what is missing of a grid; returns how many runs ended in each status.
 
     Raises:
-        ValueError, OSError: what the user has to mend; see `frequency_bins.executors.sweep`.
+        ValueError, OSError: what the user has to mend; see `run_store.executors.sweep`.
     """
     if config.execution.executor == "local":
         resolve_device(config.device)

@@ -16,17 +16,17 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from frequency_bins import (
+from frequency_bins import ClassMetrics
+from run_store import (
     Attempt,
-    ClassMetrics,
     Diverged,
     Stopped,
     checkpoints,
     class_record,
     write_atomically,
 )
-from frequency_bins.clock import Clock
-from frequency_bins.saved_state import restore
+from run_store.clock import Clock
+from run_store.saved_state import restore
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import RunConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages

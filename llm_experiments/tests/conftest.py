@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llm_experiments.configs import DataConfig
-from llm_experiments.preparation import PreparedCorpus, prepare
+from llm_experiments.text.preparation import PreparedCorpus, prepare
 
 SHARED = Path(__file__).parents[3] / "shared"
 VOCAB_SIZE = 300

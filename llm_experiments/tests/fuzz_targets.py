@@ -1,4 +1,4 @@
-"""The readers of corpora, caches and models under fire; see `frequency_bins.tests.fuzzing`."""
+"""The readers of corpora, caches and models under fire; see `run_store.tests.fuzzing`."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ import torch
 import transformers
 from pyarrow import parquet as pq
 
-from frequency_bins.tests.fuzzing import Canary, Reader, Target
-from frequency_bins.tests.mutations import (
+from llm_experiments.audit import load
+from llm_experiments.configs import DataConfig
+from llm_experiments.models.openelm import OpenELMConfig
+from llm_experiments.models.starting_point import load_weights
+from llm_experiments.text.corpora import load_corpus
+from llm_experiments.text.preparation import PreparedCorpus, load_prepared, prepare
+from llm_experiments.text.tokenization import SPECIAL_TOKENS, train_tokenizer
+from run_store.tests.fuzzing import Canary, Reader, Target
+from run_store.tests.mutations import (
     mutate_bytes,
     mutate_in_place,
     mutate_json,
     with_header,
 )
-from llm_experiments.audit import load
-from llm_experiments.configs import DataConfig
-from llm_experiments.corpora import load_corpus
-from llm_experiments.models.openelm import OpenELMConfig
-from llm_experiments.preparation import PreparedCorpus, load_prepared, prepare
-from llm_experiments.starting_point import load_weights
-from llm_experiments.tokenization import SPECIAL_TOKENS, train_tokenizer
 
 transformers.logging.set_verbosity(logging.CRITICAL)
 transformers.utils.logging.disable_progress_bar()
@@ -280,9 +280,17 @@ def _mutate_index(content: bytes, generator: random.Random) -> bytes:
     return mutate_json(content, generator)
 
 
-_CORPORA = ("llm_experiments.corpora",)
-_CACHE = ("llm_experiments.preparation", "llm_experiments.tokenization", "numpy.lib._format_impl")
-_MODEL = ("llm_experiments.model_folder", "llm_experiments.audit", "llm_experiments.models.openelm")
+_CORPORA = ("llm_experiments.text.corpora",)
+_CACHE = (
+    "llm_experiments.text.preparation",
+    "llm_experiments.text.tokenization",
+    "numpy.lib._format_impl",
+)
+_MODEL = (
+    "llm_experiments.models.model_folder",
+    "llm_experiments.audit",
+    "llm_experiments.models.openelm",
+)
 _mutate_weights = with_header(mutate_json)
 TARGETS = [
     *(
@@ -315,7 +323,7 @@ TARGETS = [
             _start_reader(file),
             "checkpoint",
             how,
-            (*_MODEL, "llm_experiments.starting_point"),
+            (*_MODEL, "llm_experiments.models.starting_point"),
         )
         for file, how in (("config.json", _mutate_config), ("model.safetensors", _mutate_weights))
     ),

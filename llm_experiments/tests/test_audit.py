@@ -32,12 +32,12 @@ from llm_experiments.__main__ import main
 from llm_experiments.audit import audit, load, tokenize
 from llm_experiments.callback import TokenMetricsCallback
 from llm_experiments.configs import DataConfig
-from llm_experiments.corpora import load_corpus
-from llm_experiments.logits import next_token_predictions
+from llm_experiments.models.logits import next_token_predictions
 from llm_experiments.models.presets import build_model
-from llm_experiments.preparation import PreparedCorpus
 from llm_experiments.tests.conftest import SHARED, needs_shared
-from llm_experiments.training import save_model
+from llm_experiments.text.corpora import load_corpus
+from llm_experiments.text.preparation import PreparedCorpus
+from llm_experiments.training.loop import save_model
 
 
 @pytest.fixture(scope="module", params=["openelm-tiny", "qwen2-tiny"])
@@ -70,7 +70,7 @@ def summed_by_hand(model: PreTrainedModel, sequences: Iterable[torch.Tensor]) ->
 def test_audit_is_algorithm_1(
     checkpoint: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch, max_logits: int
 ) -> None:
-    monkeypatch.setattr("llm_experiments.logits._CHUNK_ELEMENTS", 300 * 7)
+    monkeypatch.setattr("llm_experiments.models.logits._CHUNK_ELEMENTS", 300 * 7)
     model, tokenizer = load(checkpoint)
     sequences = tokenize(tokenizer, load_corpus(data)[:9], 20)
     sequences.append(sequences[0][:7])

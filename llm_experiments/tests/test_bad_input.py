@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from frequency_bins import Run, read_study
-from frequency_bins.attempts import Attempt
-from frequency_bins.executors.tasks import Task, do
 from llm_experiments.__main__ import main
 from llm_experiments.configs import DataConfig, SweepConfig
 from llm_experiments.sweep import create_tasks
+from run_store import Run, read_study
+from run_store.attempts import Attempt
+from run_store.executors.tasks import Task, do
 
 SMALL = ["sweep", "--corpus", "text", "--vocab-size", "300", "--context", "16"]
 

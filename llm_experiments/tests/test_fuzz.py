@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from frequency_bins.tests.fuzzing import Target, check
 from llm_experiments.tests.fuzz_targets import TARGETS
+from run_store.tests.fuzzing import Target, check
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

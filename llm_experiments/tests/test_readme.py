@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from frequency_bins.command_line import parse_options
 from llm_experiments.__main__ import Audit, Prepare, main
+from run_store.command_line import parse_options
 
 README = Path(__file__).parents[2] / "README.md"
 PREFIX = ".venv/bin/python -m llm_experiments "

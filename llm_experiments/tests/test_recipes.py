@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from frequency_bins.executors import ExecutorConfig
 from llm_experiments.__main__ import main
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.models.presets import build_model, features
-from llm_experiments.optimization import build_optimizer
 from llm_experiments.plan import (
     activation_bytes,
     flops_per_token,
@@ -24,7 +22,9 @@ from llm_experiments.plan import (
 from llm_experiments.recipes import RECIPES, recipe
 from llm_experiments.sweep import sweep
 from llm_experiments.tests.live_memory import LiveMemory
-from llm_experiments.training import token_losses
+from llm_experiments.training.loop import token_losses
+from llm_experiments.training.optimization import build_optimizer
+from run_store.executors import ExecutorConfig
 
 SEEDS = (0, 1, 2, 3, 4)
 TABLE_1 = (0.0, 0.1, 0.3, 0.5, 1.0)

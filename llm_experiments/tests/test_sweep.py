@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from frequency_bins import attempt, read_study
-from frequency_bins.executors import ExecutorConfig
 from llm_experiments.__main__ import main
 from llm_experiments.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.models.presets import build_model
-from llm_experiments.preparation import PreparedCorpus
 from llm_experiments.recipes import recipe
 from llm_experiments.sweep import sweep
-from llm_experiments.training import save_model
+from llm_experiments.text.preparation import PreparedCorpus
+from llm_experiments.training.loop import save_model
+from run_store import attempt, read_study
+from run_store.executors import ExecutorConfig
 
 ROOT = Path(__file__).parents[2]
 

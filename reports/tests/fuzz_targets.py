@@ -15,15 +15,15 @@ from unittest import mock
 import jinja2
 import xarray as xr
 
-from frequency_bins import Run, run_id
-from frequency_bins.runs import json_document
-from frequency_bins.tests.fuzzing import Canary, Reader, Target
-from frequency_bins.tests.mutations import mutate_json
 from reports import groups, page, tables
 from reports.groups import NEEDED, collect, reduce_run
 from reports.published import is_paper_setting
 from reports.table_views import TableView, _seconds
 from reports.tests.studies import make_run
+from run_store import Run, run_id
+from run_store.runs import json_document
+from run_store.tests.fuzzing import Canary, Reader, Target
+from run_store.tests.mutations import mutate_json
 
 SIZE = {"vocab_size": 12, "steps": 3}
 

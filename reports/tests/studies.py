@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from frequency_bins import Run, attempt, class_record, publish
+from run_store import Run, attempt, class_record, publish
 
 HOSTILE = (
     "<img src=x onerror=document.title='owned'>",

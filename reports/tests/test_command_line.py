@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from frequency_bins import read_study
 from reports.__main__ import main
 from reports.prompt import split
 from reports.tests.studies import make_run
+from run_store import read_study
 
 pytestmark = pytest.mark.usefixtures("one_figure")
 

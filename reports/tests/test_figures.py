@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frequency_bins import class_record, publish
 from reports import figures
 from reports.groups import Collection, collect
 from reports.page import CORPUS_FIGURES, FIGURES, _theme, drawings, inline_svg
 from reports.style import COMMON, DARK, RARE, ReportFigure, dark_decay_colours, decay_colours
 from reports.tests.studies import make_run, zipf_counts
+from run_store import class_record, publish
 
 EVERY = (*FIGURES, *CORPUS_FIGURES)
 

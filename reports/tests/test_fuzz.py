@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from frequency_bins.tests.fuzzing import check
 from reports.tests.fuzz_targets import TARGETS
+from run_store.tests.fuzzing import check
 
 
 def test_hostile_manifests_end_in_a_report_or_a_clear_error() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frequency_bins import attempt, read_study
 from reports.groups import Collection, collect, count_range, display_label, end_bins, over_seeds
 from reports.tests.studies import HOSTILE, make_run, make_study
+from run_store import attempt, read_study
 
 
 def test_groups_are_the_settings_and_runs_are_in_order(collection: Collection) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frequency_bins import Run, class_record, publish
 from reports import figures
 from reports.answer import image_answer
 from reports.groups import Collection, collect
 from reports.page import drawings, render
 from reports.tables import class_falls
+from run_store import Run, class_record, publish
 
 COUNTS = {"balanced": [40] * 6, "few": [60, 50, 40, 9, 6, 3]}
 # Test accuracy in % by weight decay, class and seed 0; seed 1 has a point less everywhere else.

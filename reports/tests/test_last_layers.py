@@ -9,11 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from frequency_bins import Run, attempt, class_record
 from reports import figures, tables
 from reports.groups import collect, for_drawing
 from reports.page import drawings
 from reports.table_views import geometry_view
+from run_store import Run, attempt, class_record
 from vision_appendix.last_layer import LAST_LAYER, read_last_layer
 
 V = 6

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frequency_bins import Run, publish
 from reports import figures
 from reports.answer import answer
 from reports.groups import Collection, collect, display_label, over_seeds
@@ -22,6 +21,7 @@ from reports.page import render
 from reports.table_views import table_views
 from reports.tests.studies import HOSTILE, end, make_run, make_study, record
 from reports.token_search import NO_LOSS, pack
+from run_store import Run, publish
 
 VOID = {"meta", "link", "input", "br", "img"}
 

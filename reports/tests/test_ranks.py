@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frequency_bins import Run, class_record, publish
 from reports import figures, tables
 from reports.groups import Collection, collect, for_drawing, over_seeds
 from reports.ranks import share_explained
 from reports.table_views import difficulty_view
+from run_store import Run, class_record, publish
 
 COUNTS = np.array([4, 9, 20, 40])
 SEEDS = {0: [2, 0, 3, 1], 1: [1, 3, 0, 2], 2: [0, 1, 2, 3]}  # the rank that class k has

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from frequency_bins import publish, read_study
 from reports import tables
 from reports.groups import Collection, collect, effective_counts
 from reports.published import published_table_1
 from reports.table_views import table_views, verdict_view
 from reports.tests.studies import make_run, make_study, record, zipf_counts
+from run_store import publish, read_study
 from ufm import fit_critical_count
 from ufm.verification import verify
 

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frequency_bins import Run, read_study
-from frequency_bins.executors import ExecutorConfig
-from frequency_bins.leases import Watch
-from frequency_bins.status import study_states
-from frequency_bins.tests.inline_pool import InlinePool, use_inline_pool
 from llm_experiments import sweep as text
 from llm_experiments.__main__ import main as text_main
 from reports.__main__ import main as reports_main
 from reports.groups import collect
+from run_store import Run, read_study
+from run_store.executors import ExecutorConfig
+from run_store.leases import Watch
+from run_store.status import study_states
+from run_store.tests.executors.inline_pool import InlinePool, use_inline_pool
 from vision_appendix import sweep as images
 from vision_appendix.__main__ import main as images_main
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from frequency_bins.tests.fake_gpu import GPU, fake_gpu
+from run_store.tests.fake_gpu import GPU, fake_gpu
 from ufm import UFMProblem, certify, closed_form, neural_collapse, solve, solve_batch
 
 VARIANTS: dict[str, dict[str, Any]] = {

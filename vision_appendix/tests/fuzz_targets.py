@@ -1,4 +1,4 @@
-"""The readers of CIFAR-10 under fire; see `frequency_bins.tests.fuzzing`."""
+"""The readers of CIFAR-10 under fire; see `run_store.tests.fuzzing`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from random import Random
 import safetensors.torch
 import torch
 
-from frequency_bins.tests.fuzzing import Canary, Reader, Target
-from frequency_bins.tests.mutations import mutate_bytes
+from run_store.tests.fuzzing import Canary, Reader, Target
+from run_store.tests.mutations import mutate_bytes
 from vision_appendix.configs import DataConfig
 from vision_appendix.imbalanced_cifar10 import load_images
 from vision_appendix.last_layer import LAST_LAYER, read_last_layer

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from frequency_bins import Run, read_study
-from frequency_bins.tests.inline_pool import use_inline_pool
+from run_store import Run, read_study
+from run_store.tests.executors.inline_pool import use_inline_pool
 from vision_appendix import sweep as sweeps
 from vision_appendix.__main__ import main
 from vision_appendix.recipes import RECIPES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frequency_bins.tests.fuzzing import Target, check
+from run_store.tests.fuzzing import Target, check
 from vision_appendix.tests.fuzz_targets import TARGETS
 
 

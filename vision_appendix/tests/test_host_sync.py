@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from frequency_bins import ClassMetrics
-from frequency_bins.tests.fake_gpu import GPU, WaitedError, fake_gpu, moved
+from run_store.tests.fake_gpu import GPU, WaitedError, fake_gpu, moved
 from vision_appendix import training
 from vision_appendix.configs import DataConfig, RunConfig
 from vision_appendix.imbalanced_cifar10 import load_images

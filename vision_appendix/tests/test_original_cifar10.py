@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from frequency_bins import Run, attempt
+from run_store import Run, attempt
 from vision_appendix.configs import PAPER_COUNTS, DataConfig, RunConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages, load_images, resolve_counts
 from vision_appendix.training import train

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from frequency_bins import Run
-from frequency_bins.checkpoints import load_latest
-from frequency_bins.clock import Clock
+from run_store import Run
+from run_store.checkpoints import load_latest
+from run_store.clock import Clock
 from vision_appendix.configs import DataConfig, RunConfig
 from vision_appendix.imbalanced_cifar10 import load_images
 from vision_appendix.tests.test_training import TINY, Killed, new_run, train

@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 from torch.nn.functional import cross_entropy
 
-from frequency_bins import Attempt, ClassMetrics, Diverged, Run, Stopped, attempt
-from frequency_bins.clock import Clock
-from frequency_bins.saved_state import read_state
+from frequency_bins import ClassMetrics
+from run_store import Attempt, Diverged, Run, Stopped, attempt
+from run_store.clock import Clock
+from run_store.saved_state import read_state
 from vision_appendix import training
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import DataConfig, RunConfig

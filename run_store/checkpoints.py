@@ -1,0 +1,87 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint's name holds its step and a hash of its bytes and step, so one that was cut short,
+tampered with or renamed is seen at once and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from run_store.command_line import one_line
+from run_store.input_files import open_regular
+from run_store.saved_state import read_state
+
+_NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state of a run after a step: of each part its state_dict, on the CPU."""
+
+    step: int
+    state: dict[str, dict[str, Any]]
+    path: Path
+    """where it was found"""
+
+
+def save(folder: Path, step: int, state: Mapping[str, Any], earlier: Sequence[Path] = ()) -> None:
+    """Write the state of every part after a step, then remove the checkpoints before it.
+
+    They are removed from ``earlier`` folders too.
+
+    Raises:
+        OSError: the folder cannot be written, or is full; nothing is left behind.
+    """
+    beside = folder / f".checkpoint.{secrets.token_hex(4)}.partial"
+    older = [path for place in (folder, *earlier) for _, _, path in _found(place)]
+    try:
+        with beside.open("wb") as file:
+            torch.save(dict(state), file)
+        beside.rename(folder / f"checkpoint-{step:08d}-{_digest(beside, step)}.pt")
+    except RuntimeError as error:
+        # torch gives an error of its own for a write that failed, with the cause behind it.
+        if isinstance(cause := error.__context__, OSError):
+            raise OSError(cause.errno, cause.strerror, str(folder)) from None
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+    for path in older:
+        path.unlink(missing_ok=True)
+
+
+def load_latest(*folders: Path) -> Checkpoint | None:
+    """The latest checkpoint whose bytes are those that were written; None where there is none.
+
+    The name's hash tells of accidents; `read_state` bears with bytes that mean harm.
+    """
+    found = [entry for folder in folders for entry in _found(folder)]
+    for step, digest, path in sorted(found, reverse=True):
+        try:
+            if _digest(path, step) == digest:
+                return Checkpoint(step=step, state=read_state(path), path=path)
+            print(f"ignoring {path}: cut short or changed since it was written", file=sys.stderr)
+        except ValueError as error:
+            print(f"ignoring {one_line(error)}", file=sys.stderr)
+    return None
+
+
+def _found(folder: Path) -> list[tuple[int, str, Path]]:
+    matches = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    return [(int(match[1]), match[2], path) for match, path in matches if match]
+
+
+def _digest(path: Path, step: int) -> str:
+    with open(path, "rb", opener=open_regular) as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(str(step).encode("ascii"))
+    return digest.hexdigest()[:16]

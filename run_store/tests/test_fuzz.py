@@ -1,0 +1,13 @@
+"""Every reader under fire for a second; `make fuzz` does it at length."""
+
+from __future__ import annotations
+
+import pytest
+
+from run_store.tests.fuzz_targets import TARGETS
+from run_store.tests.fuzzing import Target, check
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_hostile_files_end_in_a_clear_error(target: Target) -> None:
+    check(target, {"classes.nc": 250, "checkpoint.pt": 250}.get(target.name, 600))

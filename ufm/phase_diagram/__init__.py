@@ -1,0 +1,1 @@
+"""Which classes collapse at which weight decay: certified solves on a grid."""
