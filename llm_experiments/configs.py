@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
+from llm_experiments.models.model_folder import weights_hash
 from llm_experiments.models.presets import MODEL_NAMES
-from llm_experiments.text.corpora import CorpusConfig
-from llm_experiments.text.tokenization import SMALLEST_VOCABULARY
+from llm_experiments.text.configs import DataConfig
 from run_store.command_line import check_at_least, check_finite
 from run_store.executors import ExecutorConfig
 
@@ -19,33 +19,6 @@ DecayMode = Literal["decoupled", "l2"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Parallel = Literal["ddp", "fsdp"]
 Evaluation = Literal["stream", "final", "full"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(CorpusConfig):
-    """Which text, cut how."""
-
-    vocab_size: int = 32005
-    """entries of the tokenizer, 5 special tokens and 256 bytes included"""
-    context: int = 128
-    """tokens of a sequence"""
-    packing: bool = False
-    """cut the joined documents into sequences, instead of truncating each at the context"""
-    num_sequences: int | None = None
-    """train on this many sequences only (a fixed random choice), instead of all"""
-    held_out: int = 0
-    """keep this many sequences back, and measure them at every evaluation"""
-    checkpoint_dir: Path | None = None
-    """start from the weights in this local folder (official format, safetensors)"""
-    cache_dir: Path = Path("cache")
-    """where tokenizers and token ids are kept"""
-
-    def __post_init__(self) -> None:
-        check_at_least("vocab_size", self.vocab_size, SMALLEST_VOCABULARY)
-        check_at_least("context", self.context, 2)
-        if self.num_sequences is not None:
-            check_at_least("num_sequences", self.num_sequences, 1)
-        check_at_least("held_out", self.held_out, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +104,6 @@ class RunConfig(TrainingConfig):
         for name in ("data_dir", "text_column", "offline", "checkpoint_dir", "cache_dir"):
             del described[name]
         if data.checkpoint_dir is not None:
-            from llm_experiments.models.starting_point import weights_hash
-
             described["checkpoint"] = weights_hash(data.checkpoint_dir)
         return {**asdict(self), **described, "data_hash": data_hash}
 

@@ -27,6 +27,7 @@ import xarray as xr
 
 from run_store.command_line import USER_ERRORS, one_line
 from run_store.devices import is_out_of_memory
+from run_store.input_files import is_integer
 from run_store.leases import (
     Lease,
     LeaseLost,
@@ -109,7 +110,7 @@ class Attempt:
 
     def append_scalars(self, scalars: Mapping[str, Any]) -> None:
         """Append one line; ValueError without an integer `step`. Non-finite numbers become null."""
-        if type(scalars.get("step")) is not int:  # True is an int, too
+        if not is_integer(scalars.get("step")):
             raise ValueError(f"step is {scalars.get('step')!r}; expected an integer")
         _append(self.folder / "scalars.jsonl", scalars)
 

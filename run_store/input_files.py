@@ -67,6 +67,16 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
     return value
 
 
+def is_integer(value: object) -> bool:
+    """One of JSON's integers; Python takes True for one, too."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """One of JSON's numbers, which `parse_json` has seen to be finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from run_store.input_files import parse_json, read_file
+from run_store.input_files import is_integer, is_number, parse_json, read_file
 from run_store.leases import attempt_folders, read_lease, rename_exclusively
 from run_store.records import FORMAT_VERSION, from_bytes
 
@@ -351,7 +351,7 @@ def _config_coordinates(runs: Sequence[Run], taken: set[str]) -> dict[str, Any]:
     coordinates: dict[str, Any] = {}
     for name in names:
         values = [config.get(name) for config in configs]
-        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        numbers = all(map(is_number, values))
         if not numbers:
             values = [v if isinstance(v, str) else json.dumps(v, sort_keys=True) for v in values]
         column = np.array(values, dtype=None if numbers else object)
@@ -405,7 +405,7 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         row = parse_json(line, f"{path}, line {number}")
-        if type(row.get("step")) is not int:  # True is an int, too
+        if not is_integer(row.get("step")):
             raise ValueError(f"{path}, line {number}: no integer step")
         rows.append(row)
     return rows

@@ -10,6 +10,8 @@ Not defended: a tokenizer whose patterns take very long on some text.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
-from run_store.input_files import open_regular, parse_json, read_file
+from run_store.input_files import is_number, open_regular, parse_json, read_file
 
 _MOST_JSON_BYTES, _MOST_HEADER_BYTES, _MOST_TOKENIZER_BYTES = 2**22, 10**8, 2**29
 _MOST_SIZE = 2**24  # of any dimension; the context of some models is 10 million
@@ -65,6 +67,27 @@ def check_model_folder(folder: Path) -> Weights:
     tensors = sum(_tensors(folder / name) for name in shards)
     sizes = sum((folder / name).stat().st_size for name in shards)
     return Weights(tensors=tensors, num_bytes=sizes)
+
+
+def weights_hash(folder: Path) -> str:
+    """What tells a checkpoint from another, for the run's id: a hash of its config and weights.
+
+    Raises:
+        ValueError: the folder is no checkpoint.
+    """
+    check_model_folder(folder)
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return _hash(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+
+
+@functools.lru_cache(maxsize=4)
+def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, size in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size} ".encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -128,10 +151,9 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
         if isinstance(value, dict | list):
             inner = value.items() if isinstance(value, dict) else ((name, item) for item in value)
             rest.extend(inner)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # Configs make a list as long before there is a model to measure.
         most = _MOST_LAYERS if "layer" in name else _MOST_SIZE
-        if is_number and abs(value) > most and not any(part in name for part in _NO_SIZES):
+        if is_number(value) and abs(value) > most and not any(part in name for part in _NO_SIZES):
             raise ValueError(f"{path}: {name} is {value}; expected at most {most}")
         if name in ("quantization_config", "transformers_weights") and value is not None:
             raise ValueError(f"{path}: {name} is set; expected a model as it was trained")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,27 +19,6 @@ _SETTINGS = (
     *("head_dim", "num_query_heads", "num_kv_heads", "rope_freq_constant"),
     *("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters"),
 )
-
-
-def weights_hash(folder: Path) -> str:
-    """What tells a checkpoint from another, for the run's id: a hash of its config and weights.
-
-    Raises:
-        ValueError: the folder is no checkpoint.
-    """
-    check_model_folder(folder)
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    return _hash(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
-
-
-@functools.lru_cache(maxsize=4)
-def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, _, size in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {size} ".encode())
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def load_weights(model: PreTrainedModel, folder: Path, corpus: PreparedCorpus) -> None:

@@ -28,7 +28,7 @@ import torch
 from tokenizers import Tokenizer
 
 from frequency_bins import class_counts
-from llm_experiments.configs import DataConfig
+from llm_experiments.text.configs import DataConfig
 from llm_experiments.text.corpora import HUB_NAMES, load_corpus
 from llm_experiments.text.tokenization import (
     END_ID,

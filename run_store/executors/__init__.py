@@ -7,7 +7,8 @@ store knows how the sweep stands (status.py).
 
 from __future__ import annotations
 
-from run_store.executors.pools import ExecutorConfig, Pool, WorkerDied, open_pool
+from run_store.executors.opening import open_pool
+from run_store.executors.pools import ExecutorConfig, Pool, WorkerDied
 from run_store.executors.progress import SweepProgress
 from run_store.executors.sweep import EARLIER, sweep, sweep_by
 from run_store.executors.tasks import Outcome, Task, do

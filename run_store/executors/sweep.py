@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
+from run_store.executors.opening import open_pool
 from run_store.executors.pools import (
     GRACE_SECONDS,
     ExecutorConfig,
     Pool,
     WorkerDied,
-    open_pool,
 )
 from run_store.executors.progress import SweepProgress
 from run_store.executors.tasks import Outcome, Task, do
