@@ -15,6 +15,7 @@ from frequency_bins.summaries import (
     token_balanced_accuracy,
     token_balanced_loss,
 )
+from frequency_bins.windows import WindowHistory
 
 __all__ = [
     "FrequencyBins",
@@ -36,4 +37,5 @@ __all__ = [
     "seed_band",
     "token_balanced_accuracy",
     "token_balanced_loss",
+    "WindowHistory",
 ]

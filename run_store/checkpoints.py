@@ -10,16 +10,17 @@ import hashlib
 import re
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from run_store.attempts import Attempt
 from run_store.command_line import one_line
 from run_store.input_files import open_regular
-from run_store.saved_state import read_state
+from run_store.saved_state import read_state, restore
 
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
 
@@ -32,6 +33,41 @@ class Checkpoint:
     state: dict[str, dict[str, Any]]
     path: Path
     """where it was found"""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """An attempt, as far as one goes on from it."""
+
+    def folders(self) -> Sequence[Path]:
+        """Where checkpoints may lie."""
+
+    def resume(self, step: int, source: Path | None = None) -> None:
+        """Go on after `step`."""
+
+
+def keep(attempt: Attempt, step: int, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint of an attempt in place of those before it; raises as `save`."""
+    save(attempt.folder, step, state, attempt.folders()[1:])
+
+
+def resume(
+    attempt: Resumable,
+    parts: Mapping[str, Any],
+    own: Callable[[Any, Any], Any] = lambda part, state: state,
+) -> int:
+    """Load the latest whole checkpoint into `parts` and return the step to go on from: 0 without.
+
+    `own(part, state)` is what this process takes of a part's state. Raises as `restore`.
+    """
+    checkpoint = load_latest(*attempt.folders())
+    if checkpoint is None:
+        attempt.resume(0)
+        return 0
+    state = {name: own(parts.get(name), part) for name, part in checkpoint.state.items()}
+    restore(parts, state, checkpoint.path)
+    attempt.resume(checkpoint.step, checkpoint.path.parent)
+    return checkpoint.step
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any], earlier: Sequence[Path] = ()) -> None:

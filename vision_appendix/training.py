@@ -12,11 +12,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import xarray as xr
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from frequency_bins import ClassMetrics
+from frequency_bins import ClassMetrics, WindowHistory
 from run_store import (
     Attempt,
     Diverged,
@@ -26,7 +25,6 @@ from run_store import (
     write_atomically,
 )
 from run_store.clock import Clock
-from run_store.saved_state import restore
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import RunConfig
 from vision_appendix.imbalanced_cifar10 import LabelledImages
@@ -64,7 +62,7 @@ def train(
     metrics = ClassMetrics(len(data.class_names), data.images.device)
     windows = WindowHistory()
     parts = {"model": model, "optimizer": optimizer, "metrics": metrics, "windows": windows}
-    step = resume(attempt, parts)
+    step = checkpoints.resume(attempt, parts)
     evaluations = evaluation_steps(config, len(data.images))
     clock = Clock(config.batch_size, step)
 
@@ -77,7 +75,8 @@ def train(
             synchronise(data.images.device)
             with clock.paused():
                 test = evaluate(config, model, data, data.test_images, data.test_labels)
-                scalars = windows.append(step, metrics, test)
+                scalars = windows.append(step, metrics, test=test)
+                metrics.reset()
             if not math.isfinite(scalars["loss"]):
                 raise Diverged(f"the loss is {scalars['loss']} at step {step}")
             rates = {
@@ -87,9 +86,9 @@ def train(
             attempt.append_scalars({"step": step, **scalars, **rates})
             if clock.checkpoint_is_due():
                 with clock.checkpointing():
-                    save(attempt, step, parts)
+                    keep(attempt, step, parts)
         if attempt.should_stop():
-            save(attempt, step, parts)
+            keep(attempt, step, parts)
             raise Stopped(f"stopped after step {step}")
 
     final = evaluate(config, model, data, data.images, data.labels)
@@ -97,7 +96,10 @@ def train(
         layer = last_layer(model, data)
     write_atomically(attempt.folder / LAST_LAYER, safetensors.torch.save(layer))
     speed = {"images_per_second": clock.per_second(step)}
-    attempt.publish(windows.record(data, final), files=(LAST_LAYER,), **speed)
+    record = class_record(
+        class_counts=data.class_counts.numpy(), labels=data.class_names, **windows.arrays(final)
+    )
+    attempt.publish(record, files=(LAST_LAYER,), **speed)
 
 
 def training_step(
@@ -202,63 +204,6 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def save(attempt: Attempt, step: int, parts: Mapping[str, Any]) -> None:
-    """Replace the run's checkpoint, whole or not at all."""
-    state = {name: part.state_dict() for name, part in parts.items()}
-    checkpoints.save(attempt.folder, step, state, attempt.folders()[1:])
-
-
-def resume(attempt: Attempt, parts: Mapping[str, Any]) -> int:
-    """Load the latest whole checkpoint, if there is one, and return the step to go on from."""
-    checkpoint = checkpoints.load_latest(*attempt.folders())
-    if checkpoint is None:
-        attempt.resume(0)
-        return 0
-    restore(parts, checkpoint.state, checkpoint.path)
-    attempt.resume(checkpoint.step, checkpoint.path.parent)
-    return checkpoint.step
-
-
-class WindowHistory:
-    """What was recorded so far: per window and class, on the training batches and the test set."""
-
-    def __init__(self) -> None:
-        self._steps: list[int] = []
-        names = ("count", "loss", "accuracy")
-        self._arrays: dict[str, list[Tensor]] = {
-            prefix + name: [] for prefix in ("", "test_") for name in names
-        }
-
-    def append(self, step: int, metrics: ClassMetrics, test: ClassMetrics) -> dict[str, float]:
-        """Close a window, reset `metrics`, and return the averages over images."""
-        self._steps.append(step)
-        scalars = {}
-        for prefix, seen in (("", metrics), ("test_", test)):
-            count = seen.count.sum()
-            scalars[prefix + "loss"] = float(seen.loss_sum.sum() / count)
-            scalars[prefix + "accuracy"] = float(seen.correct.sum().double() / count)
-            for name in ("count", "loss", "accuracy"):
-                self._arrays[prefix + name].append(getattr(seen, name).cpu())
-        metrics.reset()
-        return scalars
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The windows so far, (windows,) and (windows, V)."""
-        stacked = {name: torch.stack(rows) for name, rows in self._arrays.items() if rows}
-        return {"steps": torch.tensor(self._steps), **stacked}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over the windows of a checkpoint."""
-        self._steps = state["steps"].tolist()
-        self._arrays = {name: list(state.get(name, ())) for name in self._arrays}
-
-    def record(self, data: LabelledImages, final: ClassMetrics) -> xr.Dataset:
-        """The run's class record: all windows, and the pass over the training set at the end."""
-        return class_record(
-            class_counts=data.class_counts.numpy(),
-            labels=data.class_names,
-            final_count=final.count.cpu().numpy(),
-            final_loss=final.loss.cpu().numpy(),
-            final_accuracy=final.accuracy.cpu().numpy(),
-            **{name: tensor.numpy() for name, tensor in self.state_dict().items()},
-        )
+def keep(attempt: Attempt, step: int, parts: Mapping[str, Any]) -> None:
+    """Write a checkpoint."""
+    checkpoints.keep(attempt, step, {name: part.state_dict() for name, part in parts.items()})

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from frequency_bins import ClassMetrics
+from frequency_bins import ClassMetrics, WindowHistory
 from llm_experiments.configs import RunConfig
 from llm_experiments.models.dropout import add_dropout, seed_dropout
 from llm_experiments.models.loss_head import IGNORE_INDEX, TokenLosses, linear_cross_entropy
@@ -28,11 +28,8 @@ from llm_experiments.text.tokenization import PAD_ID, SPECIAL_TOKENS
 from llm_experiments.training.distributed import ALONE, Follower, Group
 from llm_experiments.training.memory import keep_freed_memory
 from llm_experiments.training.optimization import build_optimizer, learning_rate, loss_weights
-from llm_experiments.training.windows import WindowHistory
-from run_store import Attempt, Diverged, Stopped
-from run_store.checkpoints import load_latest, save
+from run_store import Attempt, Diverged, Stopped, checkpoints, class_record
 from run_store.clock import Clock
-from run_store.saved_state import restore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,7 +97,9 @@ def train(
     windows = WindowHistory()
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
     state |= {"metrics": metrics, "windows": windows}
-    step = resume(attempt, state, group)
+    step = checkpoints.resume(attempt, state, group.scattered)
+    if not group.leads:
+        metrics.reset()  # what was pending counts once
     clock = Clock(tokens.shape[1] * config.batch_size * config.accumulation, step)
 
     while step < config.steps:
@@ -135,13 +134,13 @@ def train(
                     name: evaluate(step_loss, sequences, class_weights, config.batch_size, group)
                     for name, sequences in passes.items()
                 }
-                average = windows.append(step, group.total(metrics), **measured)
+                averages = windows.append(step, group.total(metrics), **measured)
                 metrics.reset()
-            check_finite(step, average, scaler)
+            check_finite(step, averages["loss"], scaler)
             attempt.append_scalars(
                 {
                     "step": step,
-                    "loss": average,
+                    "loss": averages["loss"],
                     "learning_rate": optimizer.param_groups[0]["lr"],
                     "tokens_per_second": clock.per_second(step),
                 }
@@ -160,7 +159,11 @@ def train(
     if group.leads:
         if keep_model:
             save_model(model, corpus, attempt.folder / "model", weights)
-        record = windows.record(corpus, final)
+        record = class_record(
+            class_counts=corpus.class_counts.numpy(),
+            labels=corpus.labels,
+            **windows.arrays(final),
+        )
         files = ("model",) if keep_model else ()
         attempt.publish(record, files=files, tokens_per_second=clock.per_second(step))
     return model
@@ -297,19 +300,4 @@ def keep(attempt: Writer, step: int, parts: Mapping[str, Any], group: Group) -> 
     parts = {**parts, "metrics": pending}
     state = {name: group.gathered(part.state_dict()) for name, part in parts.items()}
     if group.leads:
-        save(attempt.folder, step, state, attempt.folders()[1:])
-
-
-def resume(attempt: Writer, parts: Mapping[str, Any], group: Group) -> int:
-    """Load the latest whole checkpoint, if there is one, and return the step to go on from."""
-    checkpoint = load_latest(*attempt.folders())
-    if checkpoint is None:
-        attempt.resume(0)
-        return 0
-    state = checkpoint.state
-    state = {name: group.scattered(parts.get(name), part) for name, part in state.items()}
-    restore(parts, state, checkpoint.path)
-    if not group.leads:
-        parts["metrics"].reset()  # what was pending counts once
-    attempt.resume(checkpoint.step, checkpoint.path.parent)
-    return checkpoint.step
+        checkpoints.keep(attempt, step, state)
