@@ -32,29 +32,26 @@ from run_store.command_line import (
     run_subcommand,
     take_option,
 )
-from run_store.executors import ExecutorConfig
-from run_store.executors.command_line import Retry, print_counts, status_command
+from run_store.executors.command_line import (
+    StudyOptions,
+    print_counts,
+    retry_command,
+    status_command,
+)
 
 _PROGRAM = "python -m llm_experiments"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(StudyOptions):
     """Train one run; for a published model the defaults are the paper's recipe."""
 
-    study: str = "single"
-    """name of the study's folder"""
-    runs_dir: Path = Path("runs")
-    """folder of all studies"""
     run: OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
-    device: str = "auto"
-    """auto, cpu or cuda"""
     parallel: Parallel = "ddp"
     """under torchrun: every process holds the whole model (ddp) or a part of it (fsdp)"""
     save_model: bool = False
     """keep the trained model in the run's folder, in transformers' format"""
-    execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,21 +175,16 @@ def _train(argv: list[str]) -> int:
     options = parse_options(Train, argv, prog=f"{_PROGRAM} train", default=_train_defaults(argv))
     run: RunConfig = options.run
     shared = {name: getattr(run, name) for name in TrainingConfig.__dataclass_fields__}
+    other = {name: value for name, value in vars(options).items() if name != "run"}
     return _run(
         SweepConfig(
-            study=options.study,
-            runs_dir=options.runs_dir,
+            **other,
             models=(run.model,),
             weight_decays=(run.weight_decay,),
             seeds=(run.seed,),
             decays=(run.decay,),
             loss_weight_exponents=(run.loss_weight_exponent,),
             training=TrainingConfig(**shared),
-            data=options.data,
-            device=options.device,
-            parallel=options.parallel,
-            save_model=options.save_model,
-            execution=options.execution,
         )
     )
 
@@ -217,8 +209,7 @@ def _run(*grids: SweepConfig) -> int:
 def _retry(argv: list[str]) -> int:
     from llm_experiments.sweep import retry
 
-    options = parse_options(Retry, argv, prog=f"{_PROGRAM} retry")
-    return print_counts(options.study, retry(options.study, options.execution, options.device))
+    return retry_command(_PROGRAM, argv, retry)
 
 
 def _audit(argv: list[str]) -> int:

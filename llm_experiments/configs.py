@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
@@ -12,7 +11,7 @@ from llm_experiments.models.model_folder import weights_hash
 from llm_experiments.models.presets import MODEL_NAMES
 from llm_experiments.text.configs import DataConfig
 from run_store.command_line import check_at_least, check_finite
-from run_store.executors import ExecutorConfig
+from run_store.executors.command_line import StudyOptions
 
 DecayGroup = Literal["all", "matrices", "no-embeddings", "embeddings", "head", "body"]
 DecayMode = Literal["decoupled", "l2"]
@@ -109,13 +108,9 @@ class RunConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(StudyOptions):
     """A grid of runs over one corpus."""
 
-    study: str
-    """name of the study's folder"""
-    runs_dir: Path = Path("runs")
-    """folder of all studies"""
     models: Annotated[tuple[str, ...], arg(name="model")] = ("openelm-270m",)
     """one or more of the named models"""
     weight_decays: Annotated[tuple[float, ...], arg(name="weight-decay")] = (
@@ -136,26 +131,17 @@ class SweepConfig:
     """weight each token's loss by its count to the minus this power"""
     training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
-    device: str = "auto"
-    """auto, cpu or cuda"""
     parallel: Parallel = "ddp"
     """under torchrun: every process holds the whole model (ddp) or a part of it (fsdp)"""
     save_model: bool = False
     """keep the trained model in the run's folder, in transformers' format"""
-    execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
     def __post_init__(self) -> None:
-        if not self.study or Path(self.study).name != self.study or self.study.startswith("."):
-            raise ValueError(f"study {self.study!r} is not a plain folder name")
+        super().__post_init__()
         for name in ("models", "weight_decays", "seeds", "decays", "loss_weight_exponents"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; expected at least one")
         self.cells()
-
-    @property
-    def study_folder(self) -> Path:
-        """Where the runs live."""
-        return self.runs_dir / self.study
 
     def cells(self) -> list[RunConfig]:
         """The runs, the grid's last axis fastest, none twice."""

@@ -165,7 +165,7 @@ def demo(options: Demo) -> int:
     if page.exists() and set(done) <= {sweep.EARLIER}:
         print(page)
         return 0
-    studies = (grids[0].study_folder, images.runs_dir / images.study)
+    studies = (grids[0].study_folder, images.study_folder)
     return build(Build(studies=studies, out=page))
 
 

@@ -4,9 +4,6 @@ sweep is phase in runs of a study, by an executor; status and retry are about su
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from run_store.command_line import one_line, parse_options, run_command
 from ufm import as_printed
 from ufm.closed_form import closed_form
 from ufm.counts_file import count_words, read_counts
@@ -114,25 +112,21 @@ class Phase:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; one line on stderr and code 2 for bad input."""
+    """Exit code 0; 1 where something is not certified; 2 with one line on bad input."""
+    return run_command(_main, argv)
+
+
+def _main(argv: list[str]) -> int:
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return _run(argv)
     except NotCertifiedError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
 
 
 def _run(argv: list[str]) -> int:
     if argv[:1] and argv[0] in _BY_RUNS:
-        from ufm.phase_diagram.sweep import (
-            COMMANDS,
-        )  # the theory needs no run store, and this imports one
+        from ufm.phase_diagram.sweep import COMMANDS  # after the options: it imports for seconds
 
         return COMMANDS[argv[0]](argv[1:])
     options = _options(argv)
@@ -161,23 +155,10 @@ def _options(argv: list[str]) -> Verify | Solve | Predict | Phase:
     if not argv or not (argv[0] in _HERE or argv[0].startswith("-")):
         given = f"command {argv[0]!r} is unknown" if argv else "no command is given"
         raise ValueError(f"{given}; expected one of {', '.join(_HERE + _BY_RUNS)}")
-    panel = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(panel):
-            chosen: Verify | Solve | Predict | Phase = tyro.cli(
-                commands, args=argv, prog="python -m ufm", description=__doc__
-            )
-            return chosen
-    except SystemExit as leaving:
-        if leaving.code in (0, None):
-            raise
-        lines = (line.strip(" │╭╮╰╯─") for line in panel.getvalue().splitlines())
-        # tyro rules its panel off with dashes where it cannot draw lines.
-        lines = (line for line in lines if line.strip("-"))
-        said = [line for line in lines if not line.startswith("For full helptext")]
-        # "Error parsing --points: " names the user's option, one without dashes a part of ours.
-        said = [re.sub(r"^Error parsing [^-:][^:]*: ", "", line) for line in said]
-        raise ValueError("; ".join(said[1:] or said)) from None
+    chosen: Verify | Solve | Predict | Phase = parse_options(
+        commands, argv, prog="python -m ufm", description=__doc__
+    )
+    return chosen
 
 
 def _verify(options: Verify) -> int:
@@ -346,14 +327,6 @@ def _phase(options: Phase) -> int:
 def _console() -> Console:
     # Not cut to the 80 columns that rich assumes of a pipe.
     return Console(highlight=False, width=None if sys.stdout.isatty() else 180)
-
-
-def _one_line(error: BaseException) -> str:
-    message = str(error)
-    if isinstance(error, OSError) and error.strerror is not None:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    message = " ".join(message.split()) or type(error).__name__
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 if __name__ == "__main__":

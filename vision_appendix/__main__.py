@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes
 
 from run_store.command_line import parse_options, run_command, run_subcommand, take_option
-from run_store.executors import ExecutorConfig
-from run_store.executors.command_line import Retry, print_counts, status_command
+from run_store.executors.command_line import (
+    StudyOptions,
+    print_counts,
+    retry_command,
+    status_command,
+)
 from vision_appendix.configs import DataConfig, RunConfig, SweepConfig, TrainingConfig
 from vision_appendix.recipes import recipe
 
@@ -21,18 +24,11 @@ _PROGRAM = "python -m vision_appendix"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(StudyOptions):
     """Train one run."""
 
-    study: str = "single"
-    """name of the study's folder"""
-    runs_dir: Path = Path("runs")
-    """folder of all studies"""
     run: OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,10 +55,10 @@ def _train(argv: list[str]) -> int:
     options = parse_options(Train, rest, prog=f"{_PROGRAM} train", default=default)
     run: RunConfig = options.run
     shared = {f.name: getattr(run, f.name) for f in fields(TrainingConfig)}
+    other = {name: value for name, value in vars(options).items() if name != "run"}
     return _run(
         SweepConfig(
-            study=options.study,
-            runs_dir=options.runs_dir,
+            **other,
             imbalances=(run.imbalance,),
             class_counts=run.class_counts,
             shuffle_classes=run.shuffle_classes,
@@ -70,9 +66,6 @@ def _train(argv: list[str]) -> int:
             seeds=(run.seed,),
             decays=(run.decay,),
             training=TrainingConfig(**shared),
-            data=options.data,
-            device=options.device,
-            execution=options.execution,
         )
     )
 
@@ -84,14 +77,13 @@ def _sweep(argv: list[str]) -> int:
 def _run(config: SweepConfig) -> int:
     from vision_appendix.sweep import sweep  # after the options are read: it imports for seconds
 
-    return print_counts(config.runs_dir / config.study, sweep(config))
+    return print_counts(config.study_folder, sweep(config))
 
 
 def _retry(argv: list[str]) -> int:
     from vision_appendix.sweep import retry
 
-    options = parse_options(Retry, argv, prog=f"{_PROGRAM} retry")
-    return print_counts(options.study, retry(options.study, options.execution, options.device))
+    return retry_command(_PROGRAM, argv, retry)
 
 
 def _plan(argv: list[str]) -> int:

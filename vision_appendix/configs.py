@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, arg
 
 from run_store.command_line import check_at_least, check_finite
-from run_store.executors import ExecutorConfig
+from run_store.executors.command_line import StudyOptions
 
 DecayGroup = Literal["all", "matrices", "head", "body"]
 DecayMode = Literal["l2", "decoupled"]
@@ -121,13 +121,9 @@ class RunConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(StudyOptions):
     """A grid of runs over one set of images."""
 
-    study: str
-    """name of the study's folder"""
-    runs_dir: Path = Path("runs")
-    """folder of all studies"""
     imbalances: Annotated[tuple[str, ...], arg(name="imbalance")] = ("balanced", "paper")
     """one or more of balanced[:RATIO], paper, exponential:RATIO, step:RATIO, zipf:EXPONENT"""
     class_counts: tuple[int, ...] = ()
@@ -148,13 +144,9 @@ class SweepConfig:
     """which parameters are decayed"""
     training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
     def __post_init__(self) -> None:
-        if not self.study or Path(self.study).name != self.study or self.study.startswith("."):
-            raise ValueError(f"study {self.study!r} is not a plain folder name")
+        super().__post_init__()
         for name in ("imbalances", "weight_decays", "seeds", "decays"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; expected at least one")

@@ -95,7 +95,7 @@ def plan(config: SweepConfig, *, steps: int = 3) -> list[tuple[Cell, float | Non
     seconds = 0.0
     planned: list[tuple[Cell, float | None]] = []
     for cell in resolve_cells(config, data):
-        folder = config.runs_dir / config.study / run_id(_resolved(config.data, cell, data))
+        folder = config.study_folder / run_id(_resolved(config.data, cell, data))
         if folder.is_dir() and Run(folder).is_done():
             planned.append((cell, None))
             continue
@@ -113,7 +113,7 @@ def resolve_cells(config: SweepConfig, data: LabelledImages) -> list[Cell]:
 def create_task(config: SweepConfig, cell: Cell, data: LabelledImages) -> Task:
     """A run of the grid with its folder; one that is there already is kept."""
     run = Run.create(
-        config.runs_dir / config.study,
+        config.study_folder,
         _resolved(config.data, cell, data),
         label=cell.describe(),
         steps=cell.steps,

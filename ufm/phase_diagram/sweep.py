@@ -7,6 +7,7 @@ a point: loss of every class, and accuracy 1 where it is learned, 0 where it col
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,12 @@ from run_store import Attempt, Run, Stopped, class_record, resolve_device, run_i
 from run_store.circumstances import circumstances, command_line
 from run_store.command_line import parse_options
 from run_store.executors import ExecutorConfig, Task, sweep_by
-from run_store.executors.command_line import Retry, print_counts, status_command
+from run_store.executors.command_line import (
+    StudyOptions,
+    print_counts,
+    retry_command,
+    status_command,
+)
 from run_store.status import unfinished_business
 from ufm.files import check_folder
 from ufm.phase_diagram.grid import Part, PhaseGrid, points_at_once, report_diagram, solve_points
@@ -30,13 +36,11 @@ _PACKAGES = ("torch", "numpy", "xarray", "h5netcdf")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(StudyOptions):
     """A phase diagram by runs that an executor does, interrupted and gone on with at will."""
 
     study: str = "phase"
     """name of the study's folder"""
-    runs_dir: Path = Path("runs")
-    """folder of all studies"""
     grid: OmitArgPrefixes[PhaseGrid] = field(default_factory=PhaseGrid)
     blocks_per_run: int = 4
     """a block is what the solver takes at once: 524 points of 11 classes on a CPU"""
@@ -46,9 +50,9 @@ class Sweep:
     """CPU threads of a run"""
     output: Path = Path("phase")
     """stem of the files: .csv and .png are added"""
-    execution: OmitArgPrefixes[ExecutorConfig] = field(default_factory=ExecutorConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("blocks_per_run", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
@@ -175,8 +179,8 @@ def _piece_of(run: Run, device: str) -> Piece:
 
 
 def _create(options: Sweep, piece: Piece) -> Run:
-    study = options.runs_dir / options.study
-    return Run.create(study, piece.config(), label=piece.describe(), steps=piece.last - piece.first)
+    steps = piece.last - piece.first
+    return Run.create(options.study_folder, piece.config(), label=piece.describe(), steps=steps)
 
 
 def _task(run: Run, piece: Piece) -> Task:
@@ -192,21 +196,15 @@ def _task(run: Run, piece: Piece) -> Task:
 def _sweep_command(argv: list[str]) -> int:
     options: Sweep = parse_options(Sweep, argv, prog=f"{_PROGRAM} sweep")
     check_folder(options.output)
-    study = options.runs_dir / options.study
-    code = print_counts(study, sweep(options))
-    runs = [Run(study / run_id(piece.config())) for piece in _pieces(options)]
+    code = print_counts(options.study_folder, sweep(options))
+    runs = [Run(options.study_folder / run_id(piece.config())) for piece in _pieces(options)]
     if not all(run.status == "finished" for run in runs):
         return code or 1
     return report_diagram(options.grid, Part.joined([_part(run) for run in runs]), options.output)
 
 
-def _retry_command(argv: list[str]) -> int:
-    options: Retry = parse_options(Retry, argv, prog=f"{_PROGRAM} retry")
-    return print_counts(options.study, retry(options.study, options.execution, options.device))
-
-
-COMMANDS = {
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sweep": _sweep_command,
     "status": lambda argv: status_command(_PROGRAM, argv),
-    "retry": _retry_command,
+    "retry": lambda argv: retry_command(_PROGRAM, argv, retry),
 }

@@ -168,7 +168,7 @@ def test_bad_texts_are_named(tmp_path):
         ("solve --class-counts 5 2 --lambda-W 1 --lambda-H 1 --device moon", "moon"),
         ("solve --class-counts 5 2 --lambda-W 1 --lambda-H 1 --width 999999999", "too large"),
         ("predict --lambda-W 1e-3", "neither"),
-        ("predict --counts nowhere.csv --lambda-W 1e-3", "nowhere.csv: No such file"),
+        ("predict --counts nowhere.csv --lambda-W 1e-3", "'nowhere.csv': No such file"),
         ("predict --counts nowhere.csv --lambda-W 1e-3 --output no/such/x.csv", "no/such"),
         ("phase --smallest 1 --largest 0.1", "expected 0 < smallest"),
         ("solve --class-counts 5 2 --lambda-W 1 --lambda-H 1 --device meta", "meta"),
