@@ -15,9 +15,9 @@ from unittest import mock
 import jinja2
 import xarray as xr
 
-from reports import groups, page, tables
-from reports.groups import NEEDED, collect, reduce_run
+from reports import page, reading, tables
 from reports.published import is_paper_setting
+from reports.reading import NEEDED, collect, reduce_run
 from reports.table_views import TableView, _seconds
 from reports.tests.studies import make_run
 from run_store import Run, run_id
@@ -110,7 +110,7 @@ def _reader(folder: Path) -> Reader:
         except (ValueError, TypeError, KeyError, OSError, RecursionError):
             pass  # the folder keeps its name, and the file is what it is
         (run.folder / "manifest.json").write_bytes(described)
-        with mock.patch.object(groups, "reduce_run", reduce_once):
+        with mock.patch.object(reading, "reduce_run", reduce_once):
             collection = collect([study])
         reasons = "; ".join(note.reason for note in collection.problems)
         canary.check(reasons)
@@ -169,7 +169,7 @@ TARGETS = [
         "manifest.json",
         _mutate,
         (
-            *("reports.groups", "reports.page", "reports.tables", "reports.table_views"),
+            *("reports.reading", "reports.page", "reports.tables", "reports.table_views"),
             *("reports.answer", "reports.published", "reports.ranks", "reports.wording"),
         ),
     )

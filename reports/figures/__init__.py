@@ -1,0 +1,43 @@
+"""The paper's figures, one function each, from the labelled datasets of `reports.groups`."""
+
+from reports.figures.panels import (
+    critical_count,
+    figure_1,
+    figure_2,
+    figure_3a,
+    figure_3b,
+    figure_4,
+    figure_5,
+    figure_6a,
+    figure_6b,
+    figure_7a,
+    figure_7b,
+    figure_8,
+    figure_9,
+    glance,
+    last_layer,
+    repair,
+    theory_over_images,
+    theory_over_losses,
+)
+
+__all__ = [
+    "critical_count",
+    "figure_1",
+    "figure_2",
+    "figure_3a",
+    "figure_3b",
+    "figure_4",
+    "figure_5",
+    "figure_6a",
+    "figure_6b",
+    "figure_7a",
+    "figure_7b",
+    "figure_8",
+    "figure_9",
+    "glance",
+    "last_layer",
+    "repair",
+    "theory_over_images",
+    "theory_over_losses",
+]
