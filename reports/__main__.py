@@ -14,9 +14,9 @@ import tyro
 from reports import tables
 from reports.export import export, saved
 from reports.figures import figure_2
-from reports.groups import NOT_EVALUATED, Collection, collect, joined
 from reports.page import render
 from reports.prompt import split
+from reports.reading import NOT_EVALUATED, Collection, collect, joined
 from reports.table_views import comparison_view
 from run_store import write_atomically
 from run_store.command_line import parse_options, run_command

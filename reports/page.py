@@ -24,13 +24,12 @@ from reports import figures
 from reports.answer import answer, image_answer
 from reports.groups import (
     MOST_NAMED_CLASSES,
-    PARALLEL_FROM,
-    Collection,
     corpus,
     display_text,
     for_drawing,
     weight_decays,
 )
+from reports.reading import Collection
 from reports.style import DARK, STYLE, ReportFigure, dark_decay_colours, decay_colours
 from reports.table_views import (
     TableView,
@@ -45,7 +44,7 @@ from reports.table_views import (
 from reports.tables import comparisons, unrepaired
 from reports.token_search import pack
 from reports.wording import is_of_text, worded
-from reports.workers import parallel_map
+from reports.workers import PARALLEL_FROM, parallel_map
 
 TEMPLATES = Path(__file__).parent / "templates"
 FIGURES: tuple[Callable[..., ReportFigure], ...] = (

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.special import stdtrit  # scipy.stats would take a second to import
 
 from frequency_bins import (
     FrequencyBins,
@@ -28,22 +27,27 @@ from frequency_bins import (
     carry_forward,
     learning_speed,
     perplexity,
-    seed_band,
     token_balanced_accuracy,
     token_balanced_loss,
 )
 from reports.configs import check_config
-from reports.last_layers import NORMS, geometry_variables
+from reports.groups import (
+    MOST_NAMED_CLASSES,
+    effective_counts,
+    group_dataset,
+    loss_weight_exponent,
+    named,
+    welch_half_width,
+)
+from reports.last_layers import geometry_variables
 from reports.ranks import by_rank, shared_settings
-from reports.wording import is_of_text
-from reports.workers import parallel_map
+from reports.workers import PARALLEL_FROM, parallel_map
 from run_store import Run, read_study
 from run_store.leases import Watch
 from run_store.status import study_states
 from ufm import fit_critical_count
 
 SWEPT = ("weight_decay", "seed")
-REPAIRS = {"loss_weight_exponent": 0, "decay": "all"}  # with the values that repair nothing
 CHECKPOINTS = 12
 # What a report needs of a record; its counts and accuracies by window stay packed.
 NEEDED = (
@@ -55,8 +59,6 @@ BIN_BASE = 3
 NOT_EVALUATED = (
     "finished with --evaluate stream, which has no final losses; run it with --evaluate final"
 )
-MOST_NAMED_CLASSES = 50
-PARALLEL_FROM = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,9 @@ def collect(folders: Sequence[Path]) -> Collection:
     unfinished = [_unfinished(*entry, lost) for entry in found.values() if entry not in finished]
     return Collection(
         studies=tuple(folder.resolve().name for folder in folders),
-        groups=_named([_group(key[0], reduced.pop(key)) for key in list(reduced)]),
+        groups=named(
+            [group_dataset(json.loads(key[0]), reduced.pop(key)) for key in list(reduced)]
+        ),
         manifests={run.id: manifest for _, run, manifest in finished if run.id in found},
         unfinished=(
             *unfinished,
@@ -232,132 +236,6 @@ def _few_classes(run: Run, record: xr.Dataset) -> dict[str, Any]:
     return geometry | ({"class_index": ("class", index)} if ranked else {})
 
 
-def loss_weight_exponent(config: Mapping[str, Any]) -> float:
-    """g of the loss weights n_k^-g; 0 where the config has none."""
-    return float(config.get("loss_weight_exponent") or 0)
-
-
-def effective_counts(at: np.ndarray, counts: np.ndarray, exponent: float) -> np.ndarray:
-    """a^2 n at the counts `at`: where the unweighted law has the loss that weights a ~ n^-g give.
-
-    a_k is scaled so that sum a_k n_k = N over `counts` (ufm/THEORY.md, section 6: r_k holds
-    a_k sqrt(n_k)). Zero counts stay zero.
-    """
-    n = counts[counts > 0].astype(np.float64)
-    scale = n.sum() / (n ** (1 - exponent)).sum()
-    powers = np.power(at, 1 - 2 * exponent, where=at > 0, out=np.zeros(len(at)))
-    return np.asarray(scale**2 * powers)
-
-
-def over_seeds(group: xr.Dataset, name: str) -> xr.Dataset:
-    """Mean, std (ddof = 1) and 95 % half width over the seeds of a variable, by weight decay.
-
-    Dims: weight_decay and whatever `name` has beside run. `n` is the number of runs behind each
-    weight decay; with one run std and half_width are NaN.
-    """
-    values = group[name]
-    decays = np.unique(group["weight_decay"].values)
-    bands, numbers = [], []
-    for decay in decays:
-        chosen = values.values[group["weight_decay"].values == decay]
-        band = seed_band(chosen)
-        bands.append((band.mean, band.std, band.half_width))
-        numbers.append(len(chosen))
-    dims = ("weight_decay", *(dim for dim in values.dims if dim != "run"))
-    parts = [np.stack(part) for part in zip(*bands, strict=True)]
-    return xr.Dataset(
-        {
-            **dict(zip(("mean", "std", "half_width"), ((dims, p) for p in parts), strict=True)),
-            "n": ("weight_decay", numbers),
-        },
-        coords={"weight_decay": decays},
-    )
-
-
-def class_mean(group: xr.Dataset, name: str, weight_decay: float) -> np.ndarray:
-    """(class): a variable over run and class at one weight decay, mean over seeds."""
-    if f"mean_{name}" in group:
-        return np.asarray(group[f"mean_{name}"].sel(decay=weight_decay).values)
-    chosen = group["weight_decay"].values == weight_decay
-    return np.asarray(group[name].values[chosen].mean(axis=0))
-
-
-def for_drawing(group: xr.Dataset) -> xr.Dataset:
-    """The group with what figures read of its classes: means over seeds instead of every run.
-
-    A group of few classes keeps `test_accuracy` and `label`, which Figure 9 shows.
-    """
-    decays = weight_decays([group])
-    means = {
-        f"mean_{name}": (("decay", "class"), np.stack([class_mean(group, name, d) for d in decays]))
-        for name in ("loss", "accuracy", "learning_speed")
-    }
-    few = group.sizes["class"] <= MOST_NAMED_CLASSES
-    kept = {"test_accuracy", "class_index", *NORMS} if few else set()
-    by_run = [n for n, v in group.data_vars.items() if {"run", "class"} <= {*v.dims}]
-    dropped = [*(n for n in by_run if n not in kept), *([] if few else ["label"])]
-    return group.drop_vars(dropped).assign(means).assign_coords(decay=decays)
-
-
-def end_bins(group: xr.Dataset) -> tuple[int, int]:
-    """Positions of the rarest and of the most frequent bin that hold classes."""
-    held = np.flatnonzero(group["bin_size"].values > 0)
-    return int(held[0]), int(held[-1])
-
-
-def weight_decays(groups: Iterable[xr.Dataset]) -> list[float]:
-    """Every weight decay of the groups, ascending."""
-    return sorted({float(decay) for group in groups for decay in group["weight_decay"].values})
-
-
-def display_text(text: str) -> str:
-    """Text from data with unprintable characters (and lone surrogates) written out."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def display_label(label: str) -> str:
-    """A class label as people can read it; a space, which is part of many tokens, shows as ␣."""
-    return display_text(label).replace(" ", "␣") or "(empty)"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
-def corpus(group: xr.Dataset) -> str:
-    """The name of the data a group was trained on."""
-    config = group.attrs["config"]
-    return str(config.get("corpus") or config.get("dataset") or "an unnamed corpus")
-
-
-def describe(group: xr.Dataset, *, seeds_too: bool = True) -> str:
-    """What a group was run on, for captions: "imdb, 600 steps, V = 32,005, seed 0 (n = 1 ...)"."""
-    config = group.attrs["config"]
-    parts = [corpus(group)]
-    parts += [
-        f"{config[name]:,} {name}"
-        for name in ("steps", "epochs")
-        if seeds_too and isinstance(config.get(name), int)
-    ]
-    parts.append(f"V = {group.sizes['class']:,}")
-    if seeds_too:
-        seeds = sorted(set(group["seed"].values.tolist()))
-        _, numbers = np.unique(group["weight_decay"].values, return_counts=True)
-        shown = (
-            f"{numbers.min()}"
-            if numbers.min() == numbers.max()
-            else (f"{numbers.min()} to {numbers.max()}")
-        )
-        word = "seed" if len(seeds) == 1 else "seeds"
-        parts.append(f"{word} {', '.join(map(str, seeds))} (n = {shown} per weight decay)")
-    return ", ".join(parts)
-
-
-def count_range(low: int, high: int) -> str:
-    """The counts low <= n < high as people write them: "1–2", "3–8", "5"."""
-    return f"{low:,}" if high - low == 1 else f"{low:,}–{high - 1:,}"
-
-
 def _last_test_accuracy(record: xr.Dataset) -> np.ndarray:
     """(class): accuracy on test data in the last window; NaN where the run has none."""
     if "test_accuracy" in record:
@@ -412,19 +290,6 @@ def _bin_variables(bins: FrequencyBins, values: Mapping[str, np.ndarray]) -> dic
     return variables
 
 
-def welch_half_width(first: np.ndarray, second: np.ndarray) -> float:
-    """95 % half width of the difference of two means; NaN where one is of a single value."""
-    if min(len(first), len(second)) < 2:
-        return math.nan
-    parts = [float(values.var(ddof=1)) / len(values) for values in (first, second)]
-    if sum(parts) == 0:
-        return 0.0
-    degrees = sum(parts) ** 2 / sum(
-        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
-    )
-    return float(stdtrit(degrees, 0.975)) * math.sqrt(sum(parts))
-
-
 def _bin_coordinates(bins: FrequencyBins) -> dict[str, Any]:
     return {
         "bin_low": ("bin", np.array(bins.edges[:-1])),
@@ -439,85 +304,9 @@ def _checkpoints(number: int) -> np.ndarray:
     return np.unique(np.linspace(0, number - 1, CHECKPOINTS).round().astype(int))
 
 
-def _group(settings: str, runs: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Comparable runs along `run`, by weight decay and seed.
-
-    Dims run, class, bin, checkpoint. Per class: loss, accuracy (final), learning_speed,
-    windows_seen (share of the windows that saw it), test_accuracy (last window, NaN without test
-    data), trajectory (checkpoint, class). Per bin: bin_loss, bin_accuracy, bin_learning_speed,
-    bin_speed_carried_back (see `carry_back`), bin_windows_seen, each with _std over the classes.
-    Per run:
-    average_loss, token_balanced_loss, token_balanced_perplexity, token_balanced_accuracy,
-    fairness_gap and its half width, critical_count, r_squared, neglected, predicted_neglected.
-    Losses in nats. Runs whose seed shuffled the counts have ranks for classes; see `by_rank`.
-    """
-    runs = sorted(runs, key=lambda run: run.attrs["cell"])
-    cells = [run.attrs["cell"] for run in runs]
-    variables = {
-        name: (("run", *runs[0][name].dims), np.stack([run[name].values for run in runs]))
-        for name in runs[0].data_vars
-    }
-    return xr.Dataset(
-        variables,
-        coords={
-            **runs[0].coords,
-            "run": ("run", [run.attrs["run"] for run in runs]),
-            "weight_decay": ("run", [decay for decay, _ in cells]),
-            "seed": ("run", [seed for _, seed in cells]),
-        },
-        attrs={
-            "config": json.loads(settings),
-            "class_names": runs[0].attrs["class_names"],
-            "never_occurring": int((runs[0]["class_count"].values == 0).sum()),
-        },
-    )
-
-
 def _settings(config: Mapping[str, Any]) -> str:
     shared = {k: value for k, value in shared_settings(config).items() if k not in SWEPT}
     return json.dumps(shared, sort_keys=True)
-
-
-def _named(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
-    """Text before images, each in order of names that tell its groups apart."""
-    images = [group for group in groups if not is_of_text(group)]
-    return *_named_alike([g for g in groups if is_of_text(g)]), *_named_alike(images)
-
-
-def _named_alike(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
-    """Groups in order of their names: the model, then whatever field differs."""
-    configs = [group.attrs["config"] for group in groups]
-    names = [display_text(str(config.get("model", "model"))) for config in configs]
-    fields = sorted(
-        {name for config in configs for name in config} - {"model"},
-        key=lambda field: (max(len(str(_field(config, field))) for config in configs), field),
-    )
-    for field in fields:
-        if len(set(names)) == len(names):
-            break
-        shown = [_shown(_field(config, field)) for config in configs]
-        told = {(name, value) for name, value in zip(names, shown, strict=True)}
-        if len(told) > len(set(names)):
-            label = display_text(field.replace("_", " "))
-            plain = _shown(REPAIRS[field]) if field in REPAIRS else "False"
-            names = [
-                name if value == plain else f"{name}, {label} {value}".removesuffix(" True")
-                for name, value in zip(names, shown, strict=True)
-            ]
-    twice = {name for name in names if names.count(name) > 1}  # same settings, other data
-    names = [f"{name} (data {i})" if name in twice else name for i, name in enumerate(names, 1)]
-    for group, name in zip(groups, names, strict=True):
-        group.attrs["name"] = name
-    return tuple(sorted(groups, key=lambda group: group.attrs["name"]))
-
-
-def _field(config: Mapping[str, Any], field: str) -> Any:
-    """A field; that of no repair where a config has no such field."""
-    return config.get(field, REPAIRS.get(field))
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else display_text(str(value))
 
 
 def _cell(config: Mapping[str, Any]) -> tuple[float, int]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+PARALLEL_FROM = 20  # runs of a report
 MOST_PROCESSES = 8  # each takes seconds to start and some 0.5 GB
 
 

@@ -23,7 +23,6 @@ from frequency_bins import percentile, rare_share
 from reports.groups import (
     MOST_NAMED_CLASSES,
     REPAIRS,
-    class_mean,
     corpus,
     count_range,
     describe,
@@ -33,6 +32,7 @@ from reports.groups import (
     end_bins,
     loss_weight_exponent,
     over_seeds,
+    seed_mean,
     weight_decays,
 )
 from reports.last_layers import NORMS
@@ -811,7 +811,7 @@ def _cloud(
     decay = max(weight_decays([group]))
     chosen = group["weight_decay"].values == decay
     counts = group["class_count"].values
-    values = scale * class_mean(group, per_class, decay)
+    values = scale * seed_mean(group, per_class, decay)
     drawn = (counts > 0) & np.isfinite(values)
     axis.scatter(
         counts[drawn], values[drawn], s=5, color=CLOUD, alpha=0.3, linewidths=0, rasterized=True
@@ -824,7 +824,7 @@ def _cloud(
 
 
 def _highest_loss(group: xr.Dataset, decay: float) -> float:
-    return float(np.nanmax(class_mean(group, "loss", decay)))
+    return float(np.nanmax(seed_mean(group, "loss", decay)))
 
 
 def _highest_bin(group: xr.Dataset) -> float:
@@ -840,7 +840,7 @@ def _law_axes(axis: Axes, groups: Sequence[xr.Dataset], highest: float) -> None:
 def _law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str) -> str:
     chosen = group["weight_decay"].values == decay
     counts = group["class_count"].values
-    values = class_mean(group, "loss", decay)
+    values = seed_mean(group, "loss", decay)
     drawn = (counts > 0) & np.isfinite(values)
     if len(counts) <= MOST_NAMED_CLASSES:
         points = counts[drawn], values[drawn]

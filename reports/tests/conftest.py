@@ -8,7 +8,7 @@ import pytest
 
 from reports import figures
 from reports import page as page_module
-from reports.groups import Collection, collect
+from reports.reading import Collection, collect
 from reports.tests.studies import make_run, make_study
 
 

@@ -169,8 +169,9 @@ TARGETS = [
         "manifest.json",
         _mutate,
         (
-            *("reports.reading", "reports.page", "reports.tables", "reports.table_views"),
-            *("reports.answer", "reports.published", "reports.ranks", "reports.wording"),
+            *("reports.reading", "reports.groups", "reports.page", "reports.tables"),
+            *("reports.table_views", "reports.answer", "reports.published", "reports.ranks"),
+            "reports.wording",
         ),
     )
 ]

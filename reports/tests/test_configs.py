@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reports.groups import collect
+from reports.reading import collect
 from reports.table_views import table_views
 from reports.tests.studies import make_run
 

@@ -10,7 +10,7 @@ import pytest
 
 from reports.export import export, latex, saved, spreadsheet_safe
 from reports.figures import figure_4
-from reports.groups import Collection
+from reports.reading import Collection
 from reports.table_views import TableView, table_views
 
 pytestmark = pytest.mark.usefixtures("one_figure")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from reports import figures
-from reports.groups import Collection, collect
 from reports.page import CORPUS_FIGURES, FIGURES, _theme, drawings, inline_svg
+from reports.reading import Collection, collect
 from reports.style import COMMON, DARK, RARE, ReportFigure, dark_decay_colours, decay_colours
 from reports.tests.studies import make_run, zipf_counts
 from run_store import class_record, publish

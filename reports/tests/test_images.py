@@ -19,8 +19,8 @@ import xarray as xr
 from PIL import Image
 
 from reports import figures
-from reports.groups import Collection, collect
 from reports.page import CORPUS_FIGURES, FIGURES, missing_glyphs_allowed
+from reports.reading import Collection, collect
 from reports.style import ReportFigure
 from reports.tests.studies import make_study
 

@@ -9,8 +9,8 @@ import pytest
 
 from reports import figures
 from reports.answer import image_answer
-from reports.groups import Collection, collect
 from reports.page import drawings, render
+from reports.reading import Collection, collect
 from reports.tables import class_falls
 from run_store import Run, class_record, publish
 

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 
 from reports import figures, tables
-from reports.groups import collect, for_drawing
+from reports.groups import for_drawing
 from reports.page import drawings
+from reports.reading import collect
 from reports.table_views import geometry_view
 from run_store import Run, attempt, class_record
 from vision_appendix.last_layer import LAST_LAYER, read_last_layer

@@ -16,8 +16,9 @@ import pytest
 
 from reports import figures
 from reports.answer import answer
-from reports.groups import Collection, collect, display_label, over_seeds
+from reports.groups import display_label, over_seeds
 from reports.page import render
+from reports.reading import Collection, collect
 from reports.table_views import table_views
 from reports.tests.studies import HOSTILE, end, make_run, make_study, record
 from reports.token_search import NO_LOSS, pack

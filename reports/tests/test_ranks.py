@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from reports import figures, tables
-from reports.groups import Collection, collect, for_drawing, over_seeds
+from reports.groups import for_drawing, over_seeds
 from reports.ranks import share_explained
+from reports.reading import Collection, collect
 from reports.table_views import difficulty_view
 from run_store import Run, class_record, publish
 

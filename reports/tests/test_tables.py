@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from reports import tables
-from reports.groups import Collection, collect, effective_counts
+from reports.groups import effective_counts
 from reports.published import published_table_1
+from reports.reading import Collection, collect
 from reports.table_views import table_views, verdict_view
 from reports.tests.studies import make_run, make_study, record, zipf_counts
 from run_store import publish, read_study

@@ -21,7 +21,7 @@ import pytest
 from llm_experiments import sweep as text
 from llm_experiments.__main__ import main as text_main
 from reports.__main__ import main as reports_main
-from reports.groups import collect
+from reports.reading import collect
 from run_store import Run, read_study
 from run_store.executors import ExecutorConfig
 from run_store.leases import Watch
