@@ -89,8 +89,9 @@ def plain_number(value: float, _position: int | None = None) -> str:
 
 
 def count_axis(axis: Axes, highest: float, *, base: int = 3) -> None:
-    """A logarithmic axis of counts with ticks at powers of `base`, as many as fit its panel."""
+    """A logarithmic axis of training counts, with as many powers of `base` as fit its panel."""
     axis.set_xscale("log", base=base)
+    axis.set_xlabel("training count (log scale)")
     grid = axis.get_gridspec()
     assert grid is not None
     powers = 1
