@@ -17,7 +17,7 @@ import pytest
 from reports import figures
 from reports.answer import answer
 from reports.groups import display_label, over_seeds
-from reports.page import render
+from reports.page import _theme, inline_svg, render
 from reports.reading import Collection, collect
 from reports.table_views import table_views
 from reports.tests.studies import HOSTILE, end, make_run, make_study, record
@@ -151,6 +151,18 @@ def test_gaps_are_listed(parsed: Page) -> None:
 def test_how_it_was_run_is_said(parsed: Page) -> None:
     for fact in ("0123456789abcdef", "torch 2.11.0", "python -m llm_experiments sweep", "cpu"):
         assert fact in parsed.text
+
+
+def test_colours_change_with_the_theme_and_ids_are_apart(collection: Collection) -> None:
+    decays = [0.0, 0.3, 1.0]
+    svg = inline_svg(figures.figure_7a(*collection.groups), "one", decays)
+    assert "var(--wd0)" in svg
+    assert "var(--wd2)" in svg
+    for colour in _theme(decays):
+        assert f": {colour}" not in svg
+    assert 'id="one-' in svg
+    assert "url(#one-" in svg
+    assert "http://" not in svg.replace("http://www.w3.org/", "")
 
 
 @pytest.mark.usefixtures("one_figure")
