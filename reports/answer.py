@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from reports.groups import count_range, end_bins, over_seeds, weight_decays
+from reports.groups import bin_range, end_bins, over_seeds, weight_decays
 from reports.tables import class_falls
 from reports.wording import worded
 
@@ -95,10 +95,6 @@ def _change(group: xr.Dataset) -> Change:
     rare, frequent = end_bins(group)
     rise = bins[-1] - bins[0]
     worst = int(np.nanargmax(rise))
-    ranges = [
-        count_range(int(low), int(high))
-        for low, high in zip(group["bin_low"].values, group["bin_high"].values, strict=True)
-    ]
     decays = weight_decays([group])
 
     def ends(name: str) -> tuple[float, float]:
@@ -112,9 +108,9 @@ def _change(group: xr.Dataset) -> Change:
         balanced=ends("token_balanced_loss"),
         rare=(float(bins[0, rare]), float(bins[-1, rare])),
         frequent=(float(bins[0, frequent]), float(bins[-1, frequent])),
-        rare_counts=ranges[rare],
-        frequent_counts=ranges[frequent],
-        most_hurt_counts=ranges[worst] if rise[worst] > 0 else None,
+        rare_counts=bin_range(group, rare),
+        frequent_counts=bin_range(group, frequent),
+        most_hurt_counts=bin_range(group, worst) if rise[worst] > 0 else None,
     )
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 import xarray as xr
 
 from reports import tables
 from reports.groups import display_label
-from reports.page import drawings, missing_glyphs_allowed
+from reports.page import drawings
 from reports.published import published_table_1
-from reports.style import STYLE, ReportFigure
+from reports.reading import BY_CLASS
+from reports.style import ReportFigure
 from reports.table_views import TableView, table_views, verdict_view
 from run_store import write_atomically
 
@@ -61,12 +60,8 @@ def export(groups: Sequence[xr.Dataset], folder: Path) -> list[Path]:
 
 def saved(figure: ReportFigure, format: str) -> bytes:
     """The figure as an SVG or PDF file, the same bytes every time."""
-    buffer = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}), missing_glyphs_allowed():
-        figure.settle()
-        figure.savefig(buffer, format=format, dpi=300, metadata=dates[format])
-    return buffer.getvalue()
+    return figure.drawn(format, dpi=300, salt=figure.name, metadata=dates[format])
 
 
 def tokens(groups: Sequence[xr.Dataset]) -> pd.DataFrame:
@@ -77,22 +72,15 @@ def tokens(groups: Sequence[xr.Dataset]) -> pd.DataFrame:
         labels = [display_label(str(label)) for label in group["label"].values]
         for run in group["run"].values:
             at = group.sel(run=run)
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "runs": group.attrs["name"],
-                        "run": run,
-                        "weight_decay": float(at["weight_decay"]),
-                        "seed": int(at["seed"]),
-                        "token": labels,
-                        "count": group["class_count"].values,
-                        "loss": at["loss"].values,
-                        "accuracy": at["accuracy"].values,
-                        "learning_speed": at["learning_speed"].values,
-                        "windows_seen": at["windows_seen"].values,
-                    }
-                )
-            )
+            columns = {
+                "runs": group.attrs["name"],
+                "run": run,
+                "weight_decay": float(at["weight_decay"]),
+                "seed": int(at["seed"]),
+                "token": labels,
+                "count": group["class_count"].values,
+            }
+            frames.append(pd.DataFrame(columns | {name: at[name].values for name in BY_CLASS}))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
-import io
 import pickle
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import matplotlib
 import xarray as xr
 from markupsafe import Markup
 
@@ -30,12 +26,10 @@ from reports.groups import (
     weight_decays,
 )
 from reports.reading import Collection
-from reports.style import DARK, STYLE, ReportFigure, dark_decay_colours, decay_colours
+from reports.style import DARK, ReportFigure, dark_decay_colours, decay_colours
 from reports.table_views import (
     TableView,
-    difficulty_view,
-    falls_view,
-    geometry_view,
+    image_views,
     run_table,
     table_views,
     theory_view,
@@ -86,9 +80,7 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
     groups = collection.groups
     main, images = by_kind(groups)
     tested = _with_test_accuracy(images)
-    tables = table_views(main)
-    tables += [falls_view(tested)] if image_answer(tested) else []
-    tables += [view for view in (difficulty_view(tested), geometry_view(tested)) if view]
+    tables = table_views(main) + image_views(tested)
     if images is not main and (uneven := _with_uneven_counts(images)):
         tables.append(theory_view(uneven, of_images=True))
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
@@ -207,12 +199,7 @@ def inline_svg(
     figure: ReportFigure, key: str, decays: Sequence[float], prefix: str = "--wd"
 ) -> Markup:
     """A figure as an SVG element: colours follow the page's theme, ids are this figure's alone."""
-    buffer = io.StringIO()
-    style = STYLE | {"svg.fonttype": "none", "svg.hashsalt": key}
-    with matplotlib.rc_context(style), missing_glyphs_allowed():
-        figure.settle()
-        figure.savefig(buffer, format="svg", dpi=160, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+    svg = figure.drawn("svg", dpi=160, salt=key, text="none", metadata={"Date": None}).decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
@@ -223,14 +210,6 @@ def inline_svg(
     for colour, name in _theme(decays, prefix).items():
         svg = svg.replace(f": {colour}", f": var({name})")
     return Markup(svg)
-
-
-@contextlib.contextmanager
-def missing_glyphs_allowed() -> Iterator[None]:
-    """Draw class names in any script: what the font of this machine lacks is shown as a box."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
 
 
 def _environment(groups: Sequence[xr.Dataset]) -> jinja2.Environment:

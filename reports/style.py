@@ -6,7 +6,11 @@ swap them without drawing again (`reports.page`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -71,6 +75,28 @@ class ReportFigure(Figure):
             self.set_dpi(72)  # that of an SVG and of a PDF
             engine.execute(self)
             self.set_layout_engine(None)
+
+    def drawn(
+        self, format: str, *, dpi: int, salt: str, text: str = "path", **options: Any
+    ) -> bytes:
+        """The figure as a file of a format, the same bytes every time.
+
+        `salt` tells the ids of one SVG from those of another; `text`: an SVG's as "path" or "none".
+        """
+        buffer = io.BytesIO()
+        style = STYLE | {"svg.hashsalt": salt, "svg.fonttype": text}
+        with matplotlib.rc_context(style), missing_glyphs_allowed():
+            self.settle()
+            self.savefig(buffer, format=format, dpi=dpi, **options)
+        return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def missing_glyphs_allowed() -> Iterator[None]:
+    """Draw class names in any script: what the font of this machine lacks is shown as a box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def decay_colours(decays: Sequence[float]) -> dict[float, str]:

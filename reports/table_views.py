@@ -84,90 +84,62 @@ def table_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
         views.insert(1, _published_view(published))
     repaired = tables.repair(*groups)
     if len(repaired):
-        views.append(
-            TableView(
-                key="table-repair",
-                title="Repair: what loss weights and spared parameters change",
-                caption="Each token's loss is weighted by count^−g. Predicted: the corrected "
-                "theory with the n_c fitted at g = 0 and the same weight decay, nothing refitted.",
-                **_repair_table(repaired),
-            )
-        )
+        views.append(_repair_view(repaired))
     return [_reworded(view, groups) for view in views]
 
 
-def falls_view(groups: Sequence[xr.Dataset]) -> TableView:
+def image_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
+    """The tables of test accuracy and of the last layer that these groups have the data for."""
+    views = (falls_view(groups), difficulty_view(groups), geometry_view(groups))
+    return [view for view in views if view]
+
+
+def falls_view(groups: Sequence[xr.Dataset]) -> TableView | None:
     """Figure 9's two claims in numbers: which classes fall first, and whether all fall alike."""
-    bodies = []
-    for name, part in tables.class_falls(*groups).groupby("runs", sort=False):
-        rows = [
-            [
-                f"{row.weight_decay:g}",
-                *(
-                    _points(getattr(row, column), getattr(row, f"{column}_half_width"))
-                    for column in ("rare", "frequent", "difference")
-                ),
-                f"{row.least:.1f} to {row.most:.1f}",
-            ]
-            for row in part.itertuples()
-        ]
-        bodies.append((f"{name} (n = {part['n'].min()})", rows))
-    return TableView(
+
+    def cells(row: Any) -> list[str]:
+        columns = ("rare", "frequent", "difference")
+        falls = [_points(getattr(row, c), getattr(row, f"{c}_half_width")) for c in columns]
+        return [f"{row.weight_decay:g}", *falls, f"{row.least:.1f} to {row.most:.1f}"]
+
+    return _view_of_runs(
+        tables.class_falls(*groups),
+        cells,
         key="table-falls",
         title="Images: how far test accuracy falls",
         caption="Percentage points below the smallest weight decay, mean over seeds ± 95 % "
         "interval, paired by seed. Where all classes have as many images, the first three and the "
         "last three stand for the rarest and the most frequent.",
         head=["λ", "3 rarest", "3 most frequent", "difference", "of any class"],
-        bodies=bodies,
     )
 
 
 def difficulty_view(groups: Sequence[xr.Dataset]) -> TableView | None:
     """`tables.difficulty` as text; None without shuffled runs."""
-    frame = tables.difficulty(*groups)
-    if not len(frame):
-        return None
-    bodies = [
-        (
-            f"{name} (n = {part['n'].min()})",
-            [
-                [f"{row.weight_decay:g}", *(f"{x:.2f}" for x in (row.by_rank, row.by_class))]
-                for row in part.itertuples()
-            ],
-        )
-        for name, part in frame.groupby("runs", sort=False)
-    ]
-    return TableView(
+    return _view_of_runs(
+        tables.difficulty(*groups),
+        lambda row: [f"{row.weight_decay:g}", f"{row.by_rank:.2f}", f"{row.by_class:.2f}"],
         key="table-difficulty",
         title="Images: frequency or difficulty",
         caption="Where the seed chose which class has which count: how much of the spread of all "
         "test accuracies goes with the rank in count, and how much with which class it is "
         "(adjusted R² of the means over seeds; about 0 by chance).",
         head=["λ", "rank in count", "class"],
-        bodies=bodies,
     )
 
 
 def geometry_view(groups: Sequence[xr.Dataset]) -> TableView | None:
     """`tables.geometry` as text; None without a last layer."""
-    frame = tables.geometry(*groups)
-    if not len(frame):
-        return None
-    bodies = [
-        (
-            f"{name} (n = {part['n'].min()})",
-            [
-                [
-                    f"{row.weight_decay:g}",
-                    *(_plus_minus(getattr(row, m), getattr(row, f"{m}_std")) for m in MEASURES),
-                ]
-                for row in part.itertuples()
-            ],
-        )
-        for name, part in frame.groupby("runs", sort=False)
-    ]
-    return TableView(
+
+    def cells(row: Any) -> list[str]:
+        return [
+            f"{row.weight_decay:g}",
+            *(_plus_minus(getattr(row, m), getattr(row, f"{m}_std")) for m in MEASURES),
+        ]
+
+    return _view_of_runs(
+        tables.geometry(*groups),
+        cells,
         key="table-geometry",
         title="Images: how far the last layer has collapsed",
         caption="On the training images at the end. NC1: spread within classes over spread between "
@@ -178,21 +150,83 @@ def geometry_view(groups: Sequence[xr.Dataset]) -> TableView | None:
         "−1/(V − 1) on a simplex; where counts are equal, of the first and the last three "
         "classes. Mean ± standard deviation over seeds.",
         head=["λ", *MEASURES.values()],
-        bodies=bodies,
     )
+
+
+def _view_of_runs(
+    frame: pd.DataFrame, cells: Callable[[Any], list[str]], **view: Any
+) -> TableView | None:
+    """A body for each group of runs, which its heading counts; None for an empty frame."""
+    if not len(frame):
+        return None
+    bodies = _bodies(frame, cells, heading=lambda name, part: f"{name} (n = {part['n'].min()})")
+    return TableView(bodies=bodies, **view)
+
+
+def _bodies(
+    frame: pd.DataFrame,
+    cells: Callable[[Any], list[str]],
+    by: str | list[str] = "runs",
+    heading: Callable[[Any, pd.DataFrame], str] = lambda name, part: str(name),
+    *,
+    sort: bool = False,
+) -> list[tuple[str, list[list[str]]]]:
+    """A body for each value of `by`, with the cells of each of its rows."""
+    return [
+        (heading(name, part), [cells(row) for row in part.itertuples()])
+        for name, part in frame.groupby(by, sort=sort)
+    ]
 
 
 def theory_view(groups: Sequence[xr.Dataset], *, of_images: bool = False) -> TableView:
     """`tables.theory` as text."""
+
+    def cells(row: Any) -> list[str]:
+        return [
+            f"{row.weight_decay:g}",
+            str(row.n),
+            _number(row.critical_count, "{:.4g}"),
+            _number(row.r_squared),
+            _number(row.predicted_neglected, "{:,.0f}"),
+            _number(row.neglected, "{:,.0f}"),
+        ]
+
     view = TableView(
         key="table-image-theory" if of_images else "table-theory",
         title=f"{'Images: t' if of_images else 'T'}heory against measurement",
         caption="n_c is the one number fitted to a run's losses. In the theory a token with "
         "count ≤ n_c stays at chance; measured are the tokens that the model never predicts right. "
         "R² is over tokens, each weighed by its count, in the chance of a miss 1 − exp(−loss).",
-        **_theory_table(groups),
+        head=["λ", "runs", "n_c", "R²", "neglected, predicted", "neglected, measured"],
+        bodies=_bodies(tables.theory(*groups), cells),
     )
     return _reworded(view, groups)
+
+
+def _repair_view(frame: pd.DataFrame) -> TableView:
+    names = ("average_loss", "predicted_average", "token_balanced_loss", "predicted_balanced")
+
+    def cells(row: Any) -> list[str]:
+        return [
+            f"g = {row.loss_weight_exponent:g}, decay on {row.decay}",
+            str(row.n),
+            *(_number(getattr(row, name)) for name in (*names, "fairness_gap")),
+        ]
+
+    return TableView(
+        key="table-repair",
+        title="Repair: what loss weights and spared parameters change",
+        caption="Each token's loss is weighted by count^−g. Predicted: the corrected "
+        "theory with the n_c fitted at g = 0 and the same weight decay, nothing refitted.",
+        head=["repair", "runs", "average", "predicted", "token-balanced", "predicted", "gap"],
+        bodies=_bodies(
+            frame,
+            cells,
+            ["family", "weight_decay"],
+            lambda key, part: f"{key[0]} at weight decay {key[1]:g}",
+            sort=True,
+        ),
+    )
 
 
 def _points(mean: float, half_width: float) -> str:
@@ -253,50 +287,43 @@ def _reworded(view: TableView, groups: Sequence[xr.Dataset]) -> TableView:
 
 def comparison_view(frame: pd.DataFrame, first: str, second: str) -> TableView:
     """`tables.comparison` as text."""
-    bodies = []
-    for name, part in frame.groupby("runs", sort=False):
-        rows = [
-            [
-                row.metric,
-                f"{row.weight_decay:g}",
-                _number(row.first),
-                _number(row.second),
-                _plus_minus(row.difference, row.half_width, sign="+"),
-            ]
-            for row in part.itertuples()
+
+    def cells(row: Any) -> list[str]:
+        return [
+            row.metric,
+            f"{row.weight_decay:g}",
+            _number(row.first),
+            _number(row.second),
+            _plus_minus(row.difference, row.half_width, sign="+"),
         ]
-        bodies.append((str(name), rows))
+
     return TableView(
         key="table-comparison",
         title=f"{first} beside {second}",
         caption="Means over seeds at equal weight decay; the difference is second minus first, "
         "with its 95 % interval over seeds where both have more than one.",
         head=["", "λ", first, second, "difference"],
-        bodies=bodies,
+        bodies=_bodies(frame, cells),
     )
 
 
 def _published_view(frame: pd.DataFrame) -> TableView:
-    bodies = []
-    for (name, metric), part in frame.groupby(["runs", "metric"], sort=False):
-        rows = [
-            [
-                f"λ = {row.weight_decay:g}",
-                _plus_minus(row.published, row.published_std),
-                _plus_minus(row.mean, row.std),
-                str(row.n),
-                _number(row.difference, "{:+.3f}"),
-            ]
-            for row in part.itertuples()
+    def cells(row: Any) -> list[str]:
+        return [
+            f"λ = {row.weight_decay:g}",
+            _plus_minus(row.published, row.published_std),
+            _plus_minus(row.mean, row.std),
+            str(row.n),
+            _number(row.difference, "{:+.3f}"),
         ]
-        bodies.append((f"{metric} ({name})", rows))
+
     return TableView(
         key="table-published",
         title="Table 1 beside the paper's",
         caption="The paper's own setting (OpenELM 270M on IMDB): its printed mean ± standard "
         "deviation, ours, and ours minus the paper's.",
         head=["", "published", "measured", "runs", "difference"],
-        bodies=bodies,
+        bodies=_bodies(frame, cells, ["runs", "metric"], lambda key, part: f"{key[1]} ({key[0]})"),
     )
 
 
@@ -353,88 +380,33 @@ def _number(value: float, form: str = "{:.3f}") -> str:
     return form.format(value) if math.isfinite(value) else "–"
 
 
-def _theory_table(groups: Sequence[xr.Dataset]) -> dict[str, Any]:
-    frame = tables.theory(*groups)
-    bodies = [
-        (
-            str(name),
-            [
-                [
-                    f"{row.weight_decay:g}",
-                    str(row.n),
-                    _number(row.critical_count, "{:.4g}"),
-                    _number(row.r_squared),
-                    _number(row.predicted_neglected, "{:,.0f}"),
-                    _number(row.neglected, "{:,.0f}"),
-                ]
-                for row in part.itertuples()
-            ],
-        )
-        for name, part in frame.groupby("runs", sort=False)
-    ]
-    head = ["λ", "runs", "n_c", "R²", "neglected, predicted", "neglected, measured"]
-    return {"head": head, "bodies": bodies}
-
-
-def _repair_table(frame: pd.DataFrame) -> dict[str, Any]:
-    bodies = [
-        (
-            f"{name} at weight decay {decay:g}",
-            [
-                [
-                    f"g = {row.loss_weight_exponent:g}, decay on {row.decay}",
-                    str(row.n),
-                    *(
-                        _number(getattr(row, name))
-                        for name in (
-                            "average_loss",
-                            "predicted_average",
-                            "token_balanced_loss",
-                            "predicted_balanced",
-                            "fairness_gap",
-                        )
-                    ),
-                ]
-                for row in part.itertuples()
-            ],
-        )
-        for (name, decay), part in frame.groupby(["family", "weight_decay"])
-    ]
-    head = ["repair", "runs", "average", "predicted", "token-balanced", "predicted", "gap"]
-    return {"head": head, "bodies": bodies}
-
-
 def run_table(
     groups: Sequence[xr.Dataset], manifests: Mapping[str, Mapping[str, Any]]
 ) -> TableView | None:
     """Every run on a row, with the time its manifest says it took; None without runs."""
     if not groups:
         return None
-    frame = tables.runs(*groups)
-    bodies = []
-    for name, part in frame.groupby("runs", sort=False):
-        rows = [
-            [
-                row.run,
-                f"{row.weight_decay:g}",
-                str(row.seed),
-                _number(row.average_loss),
-                _number(row.token_balanced_loss),
-                _plus_minus(row.fairness_gap, row.fairness_gap_half_width),
-                _number(row.critical_count, "{:.4g}"),
-                _number(row.r_squared),
-                _seconds(manifests[row.run]),
-            ]
-            for row in part.itertuples()
+
+    def cells(row: Any) -> list[str]:
+        return [
+            row.run,
+            f"{row.weight_decay:g}",
+            str(row.seed),
+            _number(row.average_loss),
+            _number(row.token_balanced_loss),
+            _plus_minus(row.fairness_gap, row.fairness_gap_half_width),
+            _number(row.critical_count, "{:.4g}"),
+            _number(row.r_squared),
+            _seconds(manifests[row.run]),
         ]
-        bodies.append((str(name), rows))
+
     return TableView(
         key="table-runs",
         title="Every run",
         caption="Losses in nats; the gap with its 95 % interval over the tokens of both bins "
         "(none where a bin holds a single token).",
         head=["run", "λ", "seed", "average", "token-balanced", "fairness gap", "n_c", "R²", "time"],
-        bodies=bodies,
+        bodies=_bodies(tables.runs(*groups), cells),
     )
 
 

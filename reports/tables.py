@@ -19,9 +19,11 @@ import xarray as xr
 from frequency_bins import seed_band
 from reports.groups import (
     REPAIRS,
-    count_range,
+    at_decay,
+    bin_range,
     effective_counts,
     over_seeds,
+    seed_mean,
     weight_decays,
     welch_half_width,
 )
@@ -35,6 +37,7 @@ METRICS = {
     "token_balanced_perplexity": "Per-token PPL",
     "token_balanced_accuracy": "Per-token accuracy (%)",
 }
+PERCENT = {"token_balanced_accuracy": 100.0}
 
 
 def table_1(*groups: xr.Dataset) -> pd.DataFrame:
@@ -42,10 +45,8 @@ def table_1(*groups: xr.Dataset) -> pd.DataFrame:
     frames = []
     for group in groups:
         for name, metric in METRICS.items():
-            percent = 100.0 if name == "token_balanced_accuracy" else 1.0
-            band = over_seeds(group, name)
-            frame = _frame(group, band).assign(metric=metric)
-            frame[["mean", "std", "half_width"]] *= percent
+            frame = _frame(group, over_seeds(group, name)).assign(metric=metric)
+            frame[["mean", "std", "half_width"]] *= PERCENT.get(name, 1.0)
             frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
@@ -77,9 +78,8 @@ def _by_bin(groups: Sequence[xr.Dataset], name: str, **beside: str) -> pd.DataFr
         band = over_seeds(group, name)
         means = {column: over_seeds(group, other)["mean"] for column, other in beside.items()}
         for place, size in enumerate(group["bin_size"].values):
-            low, high = (int(group[name].values[place]) for name in ("bin_low", "bin_high"))
             frame = _frame(group, band.isel(bin=place)).assign(
-                count=count_range(low, high),
+                count=bin_range(group, place),
                 tokens=int(size),
                 share_of_text=float(group["bin_share"].values[place]),
                 **{column: mean.isel(bin=place).values for column, mean in means.items()},
@@ -146,17 +146,12 @@ def difficulty(*groups: xr.Dataset) -> pd.DataFrame:
     for group in groups:
         if (classes := by_class(group)) is None:
             continue
-        decays = group["weight_decay"].values
         for decay in weight_decays([group]):
-            chosen = decays == decay
-            if chosen.sum() > 1:
-                rows.append(
-                    {"runs": group.attrs["name"], "weight_decay": decay, "n": int(chosen.sum())}
-                    | {
-                        name: share_explained(view["test_accuracy"].values[chosen])
-                        for name, view in (("by_rank", group), ("by_class", classes))
-                    }
-                )
+            ranked, named = (at_decay(view, "test_accuracy", decay) for view in (group, classes))
+            if len(ranked) > 1:
+                row = {"runs": group.attrs["name"], "weight_decay": decay, "n": len(ranked)}
+                row |= {"by_rank": share_explained(ranked), "by_class": share_explained(named)}
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -165,28 +160,19 @@ def geometry(*groups: xr.Dataset) -> pd.DataFrame:
 
     Columns as `reports.last_layers.MEASURES` and, with _std, their deviation over seeds.
     """
-    frames = []
-    for group in groups:
-        if "within_class" not in group or group["within_class"].isnull().all():
-            continue
-        bands = {name: over_seeds(group, name) for name in MEASURES}
-        frame = _frame(group, bands["within_class"])[["runs", "weight_decay", "n"]]
-        columns = {name: band["mean"].values for name, band in bands.items()}
-        columns |= {f"{name}_std": band["std"].values for name, band in bands.items()}
-        frames.append(frame.assign(**columns))
+    frames = [
+        _means(group, MEASURES)
+        for group in groups
+        if "within_class" in group and group["within_class"].notnull().any()
+    ]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def theory(*groups: xr.Dataset) -> pd.DataFrame:
     """Fitted n_c, R^2, and the classes it says are neglected beside those never predicted right."""
     names = ("critical_count", "r_squared", "predicted_neglected", "neglected")
-    frames = []
-    for group in groups:
-        means = {name: over_seeds(group, name)["mean"].values for name in names}
-        n = over_seeds(group, names[0])
-        frame = _frame(group, n)[["runs", "weight_decay", "n", "std"]]
-        frames.append(frame.rename(columns={"std": "critical_count_std"}).assign(**means))
-    return pd.concat(frames, ignore_index=True)
+    columns = ["runs", "weight_decay", "n", "critical_count_std", *names]
+    return pd.concat([_means(group, names)[columns] for group in groups], ignore_index=True)
 
 
 def runs(*groups: xr.Dataset) -> pd.DataFrame:
@@ -214,26 +200,23 @@ def repair(*groups: xr.Dataset) -> pd.DataFrame:
     without weights at the same weight decay, put into r_k (ufm/THEORY.md, section 6). A weight
     decay at which nothing is compared has no row. Empty where the study varies neither.
     """
+    names = ("average_loss", "token_balanced_loss", "fairness_gap")
     rows: list[dict[str, Any]] = []
     for family in families(groups):
         compared = _compared_decays(family)
         for group in family:
             repairs = _repairs(group)
-            bands = {
-                name: over_seeds(group, name)
-                for name in ("average_loss", "token_balanced_loss", "fairness_gap")
-            }
-            for place, decay in enumerate(bands["average_loss"]["weight_decay"].values):
+            exponent = float(repairs["loss_weight_exponent"])
+            for decay in weight_decays([group]):
                 if decay not in compared:
                     continue
-                baseline = _unweighted_critical_count(family, repairs["decay"], float(decay))
-                exponent = float(repairs["loss_weight_exponent"])
+                baseline = _unweighted_critical_count(family, repairs["decay"], decay)
                 predicted = _predicted(group["class_count"].values, baseline, exponent)
                 rows.append(
                     {"family": family[0].attrs["name"], "runs": group.attrs["name"]}
-                    | {**repairs, "weight_decay": float(decay)}
-                    | {"n": int(bands["average_loss"]["n"].values[place])}
-                    | {name: float(band["mean"].values[place]) for name, band in bands.items()}
+                    | {**repairs, "weight_decay": decay}
+                    | {"n": len(at_decay(group, names[0], decay))}
+                    | {name: float(seed_mean(group, name, decay)) for name in names}
                     | dict(zip(("predicted_average", "predicted_balanced"), predicted, strict=True))
                 )
     return pd.DataFrame(rows)
@@ -248,12 +231,9 @@ def comparison(first: Sequence[xr.Dataset], second: Sequence[xr.Dataset]) -> pd.
     frames = []
     for a, b in _pairs(first, second):
         for name, metric in (METRICS | {"fairness_gap": "Fairness gap"}).items():
-            percent = 100.0 if name == "token_balanced_accuracy" else 1.0
+            percent = PERCENT.get(name, 1.0)
             for decay in np.intersect1d(a["weight_decay"].values, b["weight_decay"].values):
-                values = [
-                    percent * group[name].values[group["weight_decay"].values == decay]
-                    for group in (a, b)
-                ]
+                values = [percent * at_decay(group, name, decay) for group in (a, b)]
                 frames.append(
                     {
                         "runs": f"{a.attrs['name']} | {b.attrs['name']}",
@@ -293,6 +273,15 @@ def _pairs(
 def _frame(group: xr.Dataset, band: xr.Dataset) -> pd.DataFrame:
     names = ("weight_decay", "n", "mean", "std", "half_width")
     return pd.DataFrame({"runs": group.attrs["name"]} | {name: band[name].values for name in names})
+
+
+def _means(group: xr.Dataset, names: Iterable[str]) -> pd.DataFrame:
+    """Variables by weight decay in columns of their names, then their deviations, with _std."""
+    bands = {name: over_seeds(group, name) for name in names}
+    frame = _frame(group, next(iter(bands.values())))[["runs", "weight_decay", "n"]]
+    columns = {name: band["mean"].values for name, band in bands.items()}
+    columns |= {f"{name}_std": band["std"].values for name, band in bands.items()}
+    return frame.assign(**columns)
 
 
 def _repairs(group: xr.Dataset) -> dict[str, Any]:
@@ -347,9 +336,9 @@ def _unweighted_critical_count(
 ) -> float:
     for group in family:
         if _repairs(group) == {"loss_weight_exponent": 0, "decay": decay_group}:
-            chosen = group["weight_decay"].values == weight_decay
-            if chosen.any():
-                return float(group["critical_count"].values[chosen].mean())
+            fitted = at_decay(group, "critical_count", weight_decay)
+            if len(fitted):
+                return float(fitted.mean())
     return math.nan
 
 

@@ -19,9 +19,9 @@ import xarray as xr
 from PIL import Image
 
 from reports import figures
-from reports.page import CORPUS_FIGURES, FIGURES, missing_glyphs_allowed
+from reports.page import CORPUS_FIGURES, FIGURES
 from reports.reading import Collection, collect
-from reports.style import ReportFigure
+from reports.style import ReportFigure, missing_glyphs_allowed
 from reports.tests.studies import make_study
 
 BASELINE = Path(__file__).parent / "baseline"
