@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks.gpu import language as gpu
 
 
 @pytest.mark.parametrize("part", ["checks_of_the_parts", "checks_of_ufm", "rates"])

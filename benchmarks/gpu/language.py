@@ -842,7 +842,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = results["parts"].values()
     held = all(check["held"] for part in parts for check in part["checks"].values())
     return 0 if held and all(part["status"] == "ok" for part in parts) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
