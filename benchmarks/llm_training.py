@@ -45,8 +45,8 @@ from llm_experiments.models.loss_head import linear_cross_entropy
 from llm_experiments.models.presets import build_model
 from llm_experiments.recipes import demo
 from llm_experiments.text.preparation import PreparedCorpus, load_prepared, prepare
+from llm_experiments.training import loop as training
 from llm_experiments.training.distributed import ALONE
-from llm_experiments.training.loop import loop as training
 from llm_experiments.training.loop import token_losses
 from llm_experiments.training.optimization import build_optimizer
 from run_store import Run, attempt

@@ -1,7 +1,8 @@
-"""The GPU benchmark on a CPU: its checks hold, and one part that fails stops no other."""
+"""Benchmarks on a CPU: the GPU's checks hold, and one part that fails stops no other."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,13 @@ import pytest
 import torch
 
 from benchmarks.gpu import language as gpu
+
+BENCHMARKS = Path(gpu.__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_a_benchmark_finds_what_it_imports(name: str) -> None:
+    importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.mark.parametrize("part", ["checks_of_the_parts", "checks_of_ufm", "rates"])
