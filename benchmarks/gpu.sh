@@ -1,5 +1,5 @@
 #!/bin/sh
-# What one GPU does, in at most ten minutes: checks, then figures, then a table; see gpu/.
+# What one GPU does, in at most ten minutes: checks, then figures, then a table; see gpu/
 #   benchmarks/gpu.sh [FOLDER] [--cifar10 FOLDER] [--counts FILE]
 set -eu
 cd "$(dirname "$0")/.."

@@ -25,7 +25,6 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from benchmarks.dictionary import fill_dictionary
 from frequency_bins import ClassMetrics
 from llm_experiments.configs import RunConfig
 from llm_experiments.models.loss_head import linear_cross_entropy
@@ -130,21 +130,12 @@ class Clock(TrainerCallback):
 
 
 class DictionaryTrainer(Trainer):
-    """Algorithm 1 to the letter: a dictionary, a loop over tokens, a cross-entropy a token."""
+    """The Trainer with Algorithm 1; its `token_metrics` are those of the dictionary."""
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         outputs = model(**inputs)
-        metrics = self.token_metrics
         logits, labels = outputs.logits.detach()[:, :-1], inputs["labels"][:, 1:]
-        predictions = logits.argmax(-1)
-        for row in range(labels.shape[0]):
-            for place in range(labels.shape[1]):
-                token = labels[row, place]
-                loss = F.cross_entropy(logits[row, place], token)
-                entry = metrics[int(token)]
-                entry["loss"] += loss.item()
-                entry["correct"] += int(predictions[row, place] == token)
-                entry["count"] += 1
+        fill_dictionary(self.token_metrics, logits, labels)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
 
@@ -179,7 +170,7 @@ def theirs(config: RunConfig, corpus: PreparedCorpus, turns: Turns, *, dictionar
         )
         clock.trainer = trainer
         trainer.remove_callback(PrinterCallback)
-        trainer.token_metrics = defaultdict(lambda: {"loss": 0.0, "correct": 0, "count": 0})
+        trainer.token_metrics = {}
         trainer.train()
         trainer.evaluate()
 

@@ -33,7 +33,7 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from ufm import UFMProblem, closed_form, solve
+from ufm import ClosedForm, Solution, UFMProblem, closed_form, solve
 from ufm.counts_file import read_counts
 
 GOAL = 1e-8
@@ -228,19 +228,21 @@ def batch_problem(number: int, classes: int = 10) -> UFMProblem:
     return UFMProblem(class_counts=counts, lambda_W=lam, lambda_H=lam)
 
 
+def certified_batch(number: int, device: str | torch.device) -> tuple[int, float]:
+    """How many of so many problems are certified to 1e-9, and the seconds of all."""
+    solve(batch_problem(16), tolerance=1e-9, device=device)
+    solution = solve(batch_problem(number), tolerance=1e-9, device=device, throw=False)
+    return solution.status.count("certified"), solution.stats["seconds"]
+
+
 def race_batch(number: int, alone: int, device: str) -> None:
     """Problems a second, together and one by one, each certified to 1e-9."""
-    problem = batch_problem(number)
-    flat = problem.flattened()
+    flat = batch_problem(number).flattened()
     began = time.perf_counter()
     for i in range(alone):
         solve(flat.take(torch.tensor(i)), tolerance=1e-9)
     one_by_one = alone / (time.perf_counter() - began)
-    solve(batch_problem(16), tolerance=1e-9, device=device)
-    began = time.perf_counter()
-    solution = solve(problem, tolerance=1e-9, device=device)
-    seconds = time.perf_counter() - began
-    certified = solution.status.count("certified")
+    certified, seconds = certified_batch(number, device)
     rate = number / seconds
     print(f"{number} problems of V = 10 on {device}: {certified} certified in {seconds:.2f} s")
     print(
@@ -260,6 +262,13 @@ def vocabulary_problem(counts: list[int], active: int, classes: int | None = Non
     return UFMProblem(class_counts=ordered, lambda_W=lam, lambda_H=lam)
 
 
+def gap_and_error(solution: Solution, exact: ClosedForm) -> tuple[float, float]:
+    """The largest relative gap of a certificate and error of a class's loss."""
+    gap = (solution.certificate.gap / solution.objective).max()
+    error = ((solution.loss.cpu() - exact.loss) / exact.loss).abs().max()
+    return float(gap), float(error)
+
+
 def solve_vocabulary(problem: UFMProblem, width: int, device: str) -> None:
     """Solve it from a random start; time, gap, error against the closed form, and memory."""
     exact = closed_form(problem)
@@ -270,8 +279,7 @@ def solve_vocabulary(problem: UFMProblem, width: int, device: str) -> None:
         flush=True,
     )
     solution = solve(problem, width=width, device=device, tolerance=GOAL, throw=False)
-    gap = float(solution.certificate.gap / solution.objective)
-    error = float(((solution.loss.cpu() - exact.loss) / exact.loss).abs().max())
+    gap, error = gap_and_error(solution, exact)
     print(f"{solution.status} in {solution.stats['seconds']:.1f} s on {device}, gap {gap:.2e}")
     print(f"largest relative error of a class's loss {error:.2e}; effort {solution.stats}")
     if torch.device(device).type == "cuda":

@@ -125,16 +125,16 @@ def images_per_second(
     return (steps - warm_up) * config.batch_size / (time.perf_counter() - begin)
 
 
-def random_images() -> LabelledImages:
-    """50,000 images of CIFAR-10's size."""
+def random_images(number: int = 50_000) -> LabelledImages:
+    """Images of CIFAR-10's size, a fifth of them for the test."""
     random = np.random.default_rng(0)
-    pixels = torch.from_numpy(random.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8))
-    labels = torch.arange(50_000) % 10
+    pixels = torch.from_numpy(random.integers(0, 256, (number, 32, 32, 3), dtype=np.uint8))
+    labels = torch.arange(number) % 10
     return LabelledImages(
         images=pixels,
         labels=labels,
-        test_images=pixels[:10],
-        test_labels=labels[:10],
+        test_images=pixels[: number // 5],
+        test_labels=labels[: number // 5],
         pixel_mean=torch.full((3,), 127.5),
         pixel_std=torch.full((3,), 73.6),
         class_names=tuple(map(str, range(10))),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import language as gpu
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import checks, images, language, theory
+from benchmarks.gpu.parts import DRY, Record, Settings
 
-BENCHMARKS = Path(gpu.__file__).parents[1]
+BENCHMARKS = Path(language.__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
@@ -20,23 +23,22 @@ def test_a_benchmark_finds_what_it_imports(name: str) -> None:
     importlib.import_module(f"benchmarks.{name}")
 
 
-@pytest.mark.parametrize("part", ["checks_of_the_parts", "checks_of_ufm", "rates"])
-def test_a_part_on_the_cpu(part: str, tmp_path: Path) -> None:
-    settings = replace(gpu.DRY, head_tokens=600, tiny_vocab=300)
-    record = gpu.Record(tmp_path / "record.json")
-    gpu.PARTS[part][0](settings, record)
+@pytest.mark.parametrize("part", [checks.checks_of_the_parts, theory.checks_of_ufm, language.rates])
+def test_a_part_on_the_cpu(part: Callable[[Settings, Record], None], tmp_path: Path) -> None:
+    record = Record(tmp_path / "record.json")
+    part(replace(DRY, head_tokens=600, tiny_vocab=300), record)
     record.end("ok")
     written = json.loads((tmp_path / "record.json").read_text())
     assert written["status"] == "ok"
     assert all(check["held"] for check in written["checks"].values())
-    assert gpu.lines_of(part, written | {"seconds": 1.0})
+    assert gpu.lines_of("part", written | {"seconds": 1.0})
 
 
 def test_the_targets_of_vision(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
 
     def held(seconds: float, accuracy: float, ratio: float) -> list[bool]:
-        gpu.vision_targets(gpu.Record(path), {"a": seconds, "b": 99.0}, {"a": accuracy}, ratio)
+        images.vision_targets(Record(path), {"a": seconds, "b": 99.0}, {"a": accuracy}, ratio)
         return [check["held"] for check in json.loads(path.read_text())["checks"].values()]
 
     assert held(14.0, 0.941, 5.1) == [True, True, True]
@@ -44,17 +46,17 @@ def test_the_targets_of_vision(tmp_path: Path) -> None:
 
 
 def test_a_wrong_head_breaks_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = gpu.head_results
+    right = checks.head_results
 
-    def wrong(*args: torch.Tensor, ours: bool) -> tuple[torch.Tensor, ...]:
-        losses, *gradients = right(*args, ours=ours)
-        return losses * (1.01 if ours else 1.0), *gradients
+    def wrong(*args: torch.Tensor, ours: bool) -> dict[str, torch.Tensor]:
+        found = right(*args, ours=ours)
+        return found | {"losses": found["losses"] * (1.01 if ours else 1.0)}
 
-    monkeypatch.setattr(gpu, "head_results", wrong)
-    gpu.checks_of_the_parts(gpu.DRY, gpu.Record(tmp_path / "record.json"))
-    checks = json.loads((tmp_path / "record.json").read_text())["checks"]
-    broken = {name for name, check in checks.items() if not check["held"]}
-    assert broken == {f"head {precision}, losses: error" for precision in gpu.HALVES}
+    monkeypatch.setattr(checks, "head_results", wrong)
+    checks.checks_of_the_parts(DRY, Record(tmp_path / "record.json"))
+    written = json.loads((tmp_path / "record.json").read_text())["checks"]
+    broken = {name for name, check in written.items() if not check["held"]}
+    assert broken == {f"head {precision}, losses: error" for precision in ("fp32", "bf16", "fp16")}
 
 
 def test_parts_run_apart(
