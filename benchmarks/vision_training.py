@@ -85,6 +85,8 @@ def plain(config: RunConfig, data: LabelledImages, steps: int, workers: int) -> 
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
+        # Whatever way this process was started: any other copies all images to every worker.
+        multiprocessing_context="fork" if workers else None,
         pin_memory=device.type == "cuda",
     )
     step = 0

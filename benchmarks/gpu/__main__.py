@@ -6,8 +6,8 @@
 Needs the project's dependencies (h5py, h5netcdf and tyro are those that machines set up for torch
 alone tend to lack) and no network. Every part runs in a process of its own with a time limit;
 one that fails, runs out of memory or of time is recorded as such, with what it had measured, and
-the others go on. FOLDER/results.json is rewritten after each part. Exit code 0: every check held
-and every part ended.
+the others go on. FOLDER/results.json holds each figure as soon as it is known. Exit code 0: every
+check held and every part ended.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.parts import DRY, Settings, attempt
+from benchmarks.gpu.parts import DRY, Record, Settings, attempt, write
+from run_store.command_line import run_command
 
 # In this order: the module of each, and the seconds that it may take. More than fit the minutes of
 # them all, so that --parts gives a part that was cut short its whole time.
@@ -68,28 +70,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
     deadline = time.monotonic() + 60 * options.minutes
-    results = {**circumstances(settings), "parts": {}}
+    results = circumstances(settings) | {"parts": {}}
     if results["gpu"] is None and not options.dry_run:
-        print("error: this machine has no usable GPU; expected one, or --dry-run", file=sys.stderr)
-        return 2
+        raise ValueError("this machine has no usable GPU; expected one, or --dry-run")
     options.folder.mkdir(parents=True, exist_ok=True)
+    path = options.folder / "results.json"
+    write(path, results)
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     for name in options.parts:
         module, seconds = PARTS[name]
         limit = min(seconds, deadline - time.monotonic())
         if limit > 5:
-            part = attempt(f"benchmarks.gpu.{module}", name, settings, limit)
+            part = attempt(f"benchmarks.gpu.{module}", name, settings, limit, path)
+            print(f"{name}: {part['status']} after {part['seconds']} s", flush=True)
         else:
-            part = {"status": "skipped", "error": "no time left", "seconds": 0.0}
-            part |= {"figures": {}, "checks": {}}
-        results["parts"][name] = part
-        print(f"{name}: {part['status']} after {part['seconds']} s", flush=True)
-        (options.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            Record(path, name).end(status="skipped", error="no time left", seconds=0.0)
+    results = json.loads(path.read_text())
     print()
     print(", ".join(f"{key} {results[key]}" for key in ("gpu", "torch", "cuda", "python", "date")))
     for name, part in results["parts"].items():
         print("\n".join(lines_of(name, part)))
-    print(f"figures: {options.folder / 'results.json'}")
+    print(f"figures: {path}")
     parts = results["parts"].values()
     held = all(check["held"] for part in parts for check in part["checks"].values())
     return 0 if held and all(part["status"] == "ok" for part in parts) else 1
@@ -132,4 +133,6 @@ def shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    for number in (signal.SIGTERM, signal.SIGHUP):  # which do not reach the sessions of the parts
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    sys.exit(run_command(main))

@@ -104,6 +104,7 @@ def measure_training(
     corpus = zipf_corpus(settings.vocab_size, 2048, grid.data.context)
     rate = matrix_rate(settings.matrix, HALF[training.precision] or torch.float32, device)
     work = plan([grid])[0]
+    record.figure(f"{name}: parameters", work.parameters)
     peak_gib(device)
     begin, marks = time.perf_counter(), []
 
@@ -121,7 +122,6 @@ def measure_training(
     record.figure(f"{name}: tokens/s", work.tokens / training.steps / seconds)
     record.figure(f"{name}: share of the matrix rate", work.flops / training.steps / seconds / rate)
     record.figure(f"{name}: peak memory, GiB", peak_gib(device))
-    record.figure(f"{name}: parameters", work.parameters)
 
 
 def without_metrics(settings: Settings, record: Record, grid: SweepConfig) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
+import os
+import signal
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,78 +71,88 @@ DRY = Settings(
     images=200,
     image_batch=100,
     image_width=1,
-    workers=0,
+    workers=2,
 )
 
 
 class Record:
-    """A part's figures and checks, on disk as soon as they are known."""
+    """One part of results.json: its figures and checks, on disk as soon as they are known."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._content: dict[str, Any] = {"status": "running", "figures": {}, "checks": {}}
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._results = path, json.loads(path.read_text())
+        blank: dict[str, Any] = {"status": "running", "figures": {}, "checks": {}}
+        self.part = self._results["parts"].setdefault(name, blank)
 
     def figure(self, name: str, value: Any) -> None:
         """A number, a text, or a list of step times in milliseconds."""
         if isinstance(value, list):
             spread = statistics.stdev(value) if len(value) > 1 else None
             value = {"n": len(value), "mean_ms": statistics.mean(value), "std_ms": spread}
-        self._content["figures"][name] = value
-        self._write()
+        self.part["figures"][name] = value
+        write(self._path, self._results)
 
     def check(self, name: str, found: float, limit: float) -> None:
         """A figure that must be at most its limit; NaN is not."""
         found, held = float(found), bool(found <= limit)
-        self._content["checks"][name] = {"found": found, "limit": float(limit), "held": held}
-        self._write()
+        self.part["checks"][name] = {"found": found, "limit": float(limit), "held": held}
+        write(self._path, self._results)
 
-    def end(self, status: str, **fields: Any) -> None:
-        """ok, failed or skipped."""
-        self._content |= {"status": status} | fields
-        self._write()
+    def end(self, **fields: Any) -> None:
+        """How it ended: its status (ok, failed, out of time, skipped), error and seconds."""
+        self.part |= fields
+        write(self._path, self._results)
 
-    def _write(self) -> None:
-        run_store.write_atomically(self._path, json.dumps(self._content, indent=1).encode())
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Replace results.json, whole or not at all."""
+    run_store.write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
 
 
 def work(module: str, name: str, settings: Settings, path: Path) -> None:
-    """The part `name` of `benchmarks.gpu`'s `module`, in a process of its own."""
+    """The function `name` of `module`, in a process and a session of its own."""
+    os.setsid()
     if settings.device.type == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(0)
-    record = Record(path)
+    record = Record(path, name)
     try:
         getattr(importlib.import_module(module), name)(settings, record)
     except Exception as error:  # whatever it is, the other parts go on
         lines = str(error).strip().splitlines()
-        record.end("failed", error=f"{type(error).__name__}: {lines[0] if lines else ''}")
+        record.end(status="failed", error=f"{type(error).__name__}: {lines[0] if lines else ''}")
         raise
-    record.end("ok")
+    record.end(status="ok")
 
 
-def attempt(module: str, name: str, settings: Settings, limit: float) -> dict[str, Any]:
-    """What a part measured within its time, and how it ended."""
+def attempt(module: str, name: str, settings: Settings, limit: float, path: Path) -> dict[str, Any]:
+    """Do a part within its time. Returns what it wrote to results.json, and how it ended.
+
+    Whatever it started ends with it, and when this is interrupted: a DataLoader's workers would
+    live on and hold stdout, so that a pipe behind it never ended.
+    """
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "record.json"
-        process = multiprocessing.get_context("forkserver").Process(
-            target=work, args=(module, name, settings, path)
-        )
-        process.start()
+    process = multiprocessing.get_context("forkserver").Process(
+        target=work, args=(module, name, settings, path)
+    )
+    process.start()
+    try:
         process.join(limit)
-        outcome: dict[str, Any] = {}
-        if process.is_alive():
-            process.kill()
-            process.join()
-            outcome = {"status": "out of time", "error": f"stopped after {limit:.0f} s"}
-        found = json.loads(path.read_text()) if path.exists() else {"figures": {}, "checks": {}}
-    if not outcome and found.get("status") not in ("ok", "failed"):
-        error = f"its process died (exit code {process.exitcode})"
-        outcome = {"status": "failed", "error": error}
-    return found | outcome | {"seconds": round(time.perf_counter() - begin, 1)}
+        late = process.is_alive()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # it may not have come to its session
+        process.join()
+    record = Record(path, name)
+    if late:
+        record.end(status="out of time", error=f"stopped after {limit:.0f} s")
+    elif record.part["status"] == "running":
+        record.end(status="failed", error=f"its process died (exit code {process.exitcode})")
+    record.end(seconds=round(time.perf_counter() - begin, 1))
+    return record.part
 
 
-@contextmanager
+@contextlib.contextmanager
 def temporary_attempt(config: Mapping[str, Any]) -> Iterator[run_store.Attempt]:
     """An attempt at a run that is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:

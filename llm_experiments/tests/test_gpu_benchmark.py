@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import multiprocessing
+import os
+import select
+import signal
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import vision_training
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import checks, images, language, theory
-from benchmarks.gpu.parts import DRY, Record, Settings
+from benchmarks.gpu.parts import DRY, Record, Settings, attempt, write
+from llm_experiments.configs import RunConfig
 
+WAITED = "called a synchronizing CUDA operation"  # torch's c10/cuda/CUDAFunctions.cpp
 BENCHMARKS = Path(language.__file__).parents[1]
 
 
@@ -23,29 +34,59 @@ def test_a_benchmark_finds_what_it_imports(name: str) -> None:
     importlib.import_module(f"benchmarks.{name}")
 
 
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A results.json without parts."""
+    path = tmp_path / "results.json"
+    write(path, {"parts": {}})
+    return path
+
+
+def written(results: Path) -> dict[str, Any]:
+    """What the one part that was recorded has on disk."""
+    (part,) = json.loads(results.read_text())["parts"].values()
+    return part
+
+
 @pytest.mark.parametrize("part", [checks.checks_of_the_parts, theory.checks_of_ufm, language.rates])
-def test_a_part_on_the_cpu(part: Callable[[Settings, Record], None], tmp_path: Path) -> None:
-    record = Record(tmp_path / "record.json")
+def test_a_part_on_the_cpu(part: Callable[[Settings, Record], None], results: Path) -> None:
+    record = Record(results, "part")
     part(replace(DRY, head_tokens=600, tiny_vocab=300), record)
-    record.end("ok")
-    written = json.loads((tmp_path / "record.json").read_text())
-    assert written["status"] == "ok"
-    assert all(check["held"] for check in written["checks"].values())
-    assert gpu.lines_of("part", written | {"seconds": 1.0})
+    record.end(status="ok", seconds=1.0)
+    assert written(results)["status"] == "ok"
+    assert all(check["held"] for check in written(results)["checks"].values())
+    assert gpu.lines_of("part", written(results))
 
 
-def test_the_targets_of_vision(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-
+def test_the_targets_of_vision(results: Path) -> None:
     def held(seconds: float, accuracy: float, ratio: float) -> list[bool]:
-        images.vision_targets(Record(path), {"a": seconds, "b": 99.0}, {"a": accuracy}, ratio)
-        return [check["held"] for check in json.loads(path.read_text())["checks"].values()]
+        record = Record(results, "vision")
+        images.check_recipe(record, {"a": seconds, "b": 99.0}, {"a": accuracy})
+        images.check_ratio(record, ratio)
+        return [check["held"] for check in written(results)["checks"].values()]
 
-    assert held(14.0, 0.941, 5.1) == [True, True, True]
-    assert held(16.0, 0.939, 4.9) == [False, False, False]
+    assert held(14.0, 0.941, 1 / 5.1) == [True, True, True]
+    assert held(16.0, 0.939, 1 / 4.9) == [False, False, False]
 
 
-def test_a_wrong_head_breaks_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_worker_of_the_plain_loop_is_sent_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each would be with the start method that a part finds."""
+
+    def refuse(images: object, protocol: int) -> None:
+        raise AssertionError("pickled")
+
+    monkeypatch.setattr(vision_training.PlainImages, "__reduce_ex__", refuse)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        config = vision_training.RunConfig(width=1, batch_size=10)
+        loop = vision_training.plain(config, vision_training.random_images(40), 3, workers=1)
+        assert len(list(loop)) == 3
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+def test_a_wrong_head_breaks_its_check(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = checks.head_results
 
     def wrong(*args: torch.Tensor, ours: bool) -> dict[str, torch.Tensor]:
@@ -53,10 +94,70 @@ def test_a_wrong_head_breaks_its_check(tmp_path: Path, monkeypatch: pytest.Monke
         return found | {"losses": found["losses"] * (1.01 if ours else 1.0)}
 
     monkeypatch.setattr(checks, "head_results", wrong)
-    checks.checks_of_the_parts(DRY, Record(tmp_path / "record.json"))
-    written = json.loads((tmp_path / "record.json").read_text())["checks"]
-    broken = {name for name, check in written.items() if not check["held"]}
+    checks.checks_of_the_parts(DRY, Record(results, "head"))
+    broken = {name for name, check in written(results)["checks"].items() if not check["held"]}
     assert broken == {f"head {precision}, losses: error" for precision in ("fp32", "bf16", "fp16")}
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._C, "_cuda_set_sync_debug_mode"), reason="torch is built without CUDA"
+)
+def test_what_the_host_waits_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own notice of the mode is none of it, and a wait outside the step neither."""
+
+    def steps(config: object, corpus: object, device: object, last: int, watch: Any) -> None:
+        for step in range(1, last + 1):
+            if torch.cuda.get_sync_debug_mode():
+                warnings.warn(WAITED, stacklevel=1)
+            watch(step)
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(checks, "run_steps", steps)
+    torch.set_warn_always(True)
+    try:
+        calls = checks.host_waits(RunConfig(), SimpleNamespace(), torch.device("cuda"))
+    finally:
+        torch.set_warn_always(False)
+    assert [call.rpartition(":")[0] for call in calls] == [__file__]
+
+
+def leaves_a_worker(settings: Settings, record: Record) -> None:
+    """A part whose worker sleeps for ever and holds a pipe open, as a DataLoader's holds stdout."""
+    os.open(settings.cifar10, os.O_WRONLY)
+    worker = os.fork()
+    if not worker:
+        while True:
+            signal.pause()
+    record.figure("worker", worker)
+    how, parent = settings.counts.split()
+    if how == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "interrupts":
+        os.kill(int(parent), signal.SIGINT)
+    while how != "returns":
+        signal.pause()
+
+
+@pytest.mark.parametrize("how", ["sleeps", "interrupts", "dies", "returns"])
+def test_a_part_ends_with_all_that_it_started(how: str, results: Path) -> None:
+    pipe = results.with_name("pipe")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    settings = replace(DRY, cifar10=str(pipe), counts=f"{how} {os.getpid()}")
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    for limit in (0.5, 5, 50):  # the first in which this machine comes as far as the worker
+        with contextlib.suppress(KeyboardInterrupt):
+            attempt(__name__, "leaves_a_worker", settings, limit, results)
+        if "worker" in written(results)["figures"]:
+            break
+    status = {"sleeps": "out of time", "interrupts": "running", "dies": "failed"}
+    assert written(results)["status"] == status.get(how, "ok")
+    ended, _, _ = select.select([reader], [], [], 10)
+    if not ended:
+        os.kill(written(results)["figures"]["worker"], signal.SIGKILL)
+    assert ended
+    assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def test_parts_run_apart(
