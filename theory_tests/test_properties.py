@@ -20,6 +20,7 @@ from theory_tests.strategies import (
 from ufm import certify, closed_form, fit_critical_count
 
 close = torch.testing.assert_close
+ROUNDING = 1e-12  # relative; equal counts have equal losses but for it
 
 
 @given(st.data(), variants())
@@ -63,10 +64,11 @@ def test_only_the_product_of_the_decays_matters_to_the_loss(problem):
 def test_more_frequent_classes_are_better_learned(problem):
     order = problem.class_counts.argsort()
     optimum = closed_form(problem)
-    assert (optimum.loss[order].diff() <= 0).all()
-    assert (optimum.margin[order].diff() >= 0).all()
-    assert (optimum.weight_norm_sq[order].diff() >= -1e-12 * optimum.weight_norm_sq.max()).all()
-    assert (optimum.loss <= math.log(problem.num_classes) * (1 + 1e-12)).all()
+    loss = optimum.loss[order]
+    assert (loss.diff() <= ROUNDING * loss[:-1]).all()
+    for values in (optimum.margin, optimum.weight_norm_sq):
+        assert (values[order].diff() >= -ROUNDING * values.max()).all()
+    assert (loss <= math.log(problem.num_classes) * (1 + ROUNDING)).all()
 
 
 @given(problems(), st.floats(1.0001, 100.0))
@@ -75,8 +77,8 @@ def test_more_decay_is_never_better(problem, factor):
         closed_form(problem),
         closed_form(changed(problem, lambda_W=problem.lambda_W * factor)),
     )
-    assert (more.loss >= less.loss).all()
-    assert more.objective >= less.objective
+    assert (more.loss >= less.loss * (1 - ROUNDING)).all()
+    assert more.objective >= less.objective * (1 - ROUNDING)
     assert (more.collapsed | ~less.collapsed).all()
 
 
@@ -85,7 +87,7 @@ def test_the_slope_falls_with_the_count_among_learned_classes(problem):
     optimum = closed_form(problem)
     order = problem.class_counts.argsort()
     slope = optimum.loss_slope[order][~optimum.collapsed[order]]
-    assert (slope.diff() <= 0).all()
+    assert (slope.diff() <= ROUNDING * slope[:-1]).all()
     assert (optimum.loss_slope[optimum.collapsed] == 0).all()
 
 

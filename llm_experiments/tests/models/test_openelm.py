@@ -114,8 +114,8 @@ def test_a_token_does_not_see_what_follows(tiny: OpenELMForCausalLM) -> None:
     changed = ids.clone()
     changed[0, 7:] = 50
     difference = (tiny(ids).logits - tiny(changed).logits).abs().amax(dim=(0, 2))
-    assert difference[:7].max() == 0
-    assert difference[7:].min() > 0
+    assert difference[:7].max() < 1e-12
+    assert difference[7:].min() > 1e-3
 
 
 def test_step_by_step_equals_all_at_once(tiny: OpenELMForCausalLM) -> None:
@@ -154,7 +154,7 @@ def test_saved_and_loaded_is_the_same(tiny: OpenELMForCausalLM, tmp_path: Path) 
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
     assert isinstance(loaded, OpenELMForCausalLM)
     ids = torch.arange(10)[None]
-    assert torch.equal(loaded(ids).logits, tiny(ids).logits)
+    torch.testing.assert_close(loaded(ids).logits, tiny(ids).logits, rtol=1e-12, atol=1e-12)
 
 
 # apple/OpenELM-270M's config.json, for another size: fields, forms and code that it names.
@@ -203,10 +203,10 @@ def test_an_official_folder_is_read_and_trained_on_without_its_code(
     save_file(official, tmp_path / "model.safetensors", {"format": "pt"})
     ids = torch.arange(10)[None]
     read = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False).eval()
-    assert torch.equal(read(ids).logits, original(ids).logits)
+    torch.testing.assert_close(read(ids).logits, original(ids).logits)
     start = build_model("openelm-tiny", vocab_size=300, seed=0)
     load_weights(start, tmp_path, corpus)
-    assert torch.equal(start(ids).logits, original(ids).logits)
+    torch.testing.assert_close(start(ids).logits, original(ids).logits)
 
 
 @pytest.mark.parametrize(

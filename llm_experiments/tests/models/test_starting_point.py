@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -119,5 +120,5 @@ def test_training_goes_on_from_a_model_that_a_run_kept(data: DataConfig, tmp_pat
     assert sweep(replace(grid, study="second", data=onward, training=still))["finished"] == 1
     second = read_study(tmp_path / "second").runs[0]
     assert first.id != second.id
-    same = (run.classes()["final_loss"].values for run in (first, second))
-    assert next(same).tobytes() == next(same).tobytes()
+    before, after = (run.classes()["final_loss"].values for run in (first, second))
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)  # the same weights in float32

@@ -95,16 +95,26 @@ def test_untied_models_have_a_head_of_their_own(model_name: str, tmp_path: Path)
     before = model(input_ids=ids).logits
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
-    torch.testing.assert_close(model(input_ids=ids).logits, 2 * before)
+    torch.testing.assert_close(model(input_ids=ids).logits, 2 * before, rtol=1e-4, atol=1e-4)
     model.save_pretrained(tmp_path)
     attention = model.config._attn_implementation
     again = type(model).from_pretrained(tmp_path, attn_implementation=attention)
-    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    # The weights to the last bit; products of them may round otherwise where they lie otherwise.
+    read = again.state_dict()
+    assert all(torch.equal(read[name], weight) for name, weight in model.state_dict().items())
+    torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("model_name", ["openelm-tiny", "qwen2-tiny"])
-def test_a_step_is_that_of_a_plain_loop_in_float64(model_name: str, corpus: PreparedCorpus) -> None:
-    """Parity with transformers' own loss and torch's own optimizer, to 1e-9."""
+@pytest.mark.parametrize(
+    ("model_name", "tolerance"), [("openelm-tiny", 1e-9), ("qwen2-tiny", 1e-5)]
+)
+def test_a_step_is_that_of_a_plain_loop_in_float64(
+    model_name: str, tolerance: float, corpus: PreparedCorpus
+) -> None:
+    """Parity with transformers' own loss and torch's own optimizer.
+
+    To 1e-9 in OpenELM; Qwen2 takes its norms in float32 in a model of any type.
+    """
     tokens = torch.from_numpy(np.array(corpus.tokens[:4])).long()
     tokens[1, 9:] = PAD_ID
     ours = build_model(model_name, vocab_size=corpus.vocab_size, dtype=torch.float64)
@@ -123,14 +133,14 @@ def test_a_step_is_that_of_a_plain_loop_in_float64(model_name: str, corpus: Prep
         by_hand = F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="none")
         mean = by_hand.sum() / (labels[:, 1:] != -100).sum()
         mean.backward()
-        assert losses.objective.item() == pytest.approx(mean.item(), rel=1e-9)
-        torch.testing.assert_close(losses.loss, by_hand, rtol=1e-9, atol=1e-9)
+        assert losses.objective.item() == pytest.approx(mean.item(), rel=tolerance)
+        torch.testing.assert_close(losses.loss, by_hand, rtol=tolerance, atol=tolerance)
         assert torch.equal(targets, labels[:, 1:].flatten())
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
     for mine, other in zip(ours.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+        assert (mine - other).norm() <= tolerance * other.norm()
 
 
 def run_of(folder: Path, config: RunConfig, data: DataConfig, corpus: PreparedCorpus) -> Run:
@@ -250,8 +260,9 @@ def test_what_is_evaluated_when(tmp_path: Path, data: DataConfig) -> None:
         assert ("full_loss" in record) == (evaluation == "full")
         final_losses[evaluation] = record["final_loss"].values
     assert np.isnan(final_losses["stream"]).all()
-    np.testing.assert_array_equal(final_losses["final"], final_losses["full"])
-    np.testing.assert_array_equal(record["full_loss"].values[-1], final_losses["full"])
+    # Evaluating between the steps leaves them as they were; another pass of it rounds in float32.
+    np.testing.assert_allclose(final_losses["final"], final_losses["full"], rtol=1e-4)
+    np.testing.assert_allclose(record["full_loss"].values[-1], final_losses["full"], rtol=1e-5)
     assert (record["full_count"].values == corpus.class_counts.numpy()).all()
 
 

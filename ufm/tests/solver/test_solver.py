@@ -46,7 +46,8 @@ def test_finds_the_closed_form_from_a_random_start(variant, seed):
     assert solution.W.shape == (5, problem.feature_width)
     assert solution.H.shape == (problem.feature_width, 5)
     again = certify(problem, solution.W, solution.H)
-    assert again.gap == solution.certificate.gap
+    # Both ends of the gap are sums of about V^2 rounded terms.
+    assert abs(again.gap - solution.certificate.gap) <= 1e-13 * solution.objective
 
 
 @pytest.mark.parametrize("excess", [-1e-3, -1e-6, 1e-6, 1e-3])
@@ -151,6 +152,7 @@ def test_a_given_start_is_used():
 
 
 def test_the_same_seed_gives_the_same_numbers():
+    # To the last bit, since any seed ends at this minimum: the same steps in buffers placed alike.
     assert torch.equal(solve(PROBLEM, seed=3).W, solve(PROBLEM, seed=3).W)
 
 
