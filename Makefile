@@ -1,5 +1,6 @@
 # make demo      train the small sweep, fit the theory, build the page
 # make test      lint, types and every test
+# make test-portable  the numerical rooms as on other CPUs: by their kernels, on 1 and 2 threads
 # make fuzz      100,000 hostile files for every reader: hours; RUNS=1000 for minutes
 # make mutants   break each formula of the closed form once; the tests must notice every time
 PYTHON ?= python3
@@ -8,7 +9,10 @@ BIN    := $(VENV)/bin
 RUNS   ?= 100000
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test browser fuzz mutants lint types clean
+NUMERICAL := frequency_bins ufm theory_tests vision_appendix reports \
+	$(addprefix llm_experiments/tests/,models training test_audit.py test_recipes.py)
+
+.PHONY: demo test test-portable browser fuzz mutants lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m reports demo
@@ -18,6 +22,17 @@ test: $(VENV)/installed-test browser
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2
+
+# Without a name: the kernels that torch and OpenBLAS choose for this CPU.
+test-portable: $(VENV)/installed-test
+	@for aten in "" avx2 default; do for blas in "" Haswell; do for threads in 1 2; do \
+		setting="OMP_NUM_THREADS=$$threads"; \
+		setting="$$setting$${aten:+ ATEN_CPU_CAPABILITY=$$aten}$${blas:+ OPENBLAS_CORETYPE=$$blas}"; \
+		echo "$$setting"; \
+		env -u ATEN_CPU_CAPABILITY -u OPENBLAS_CORETYPE $$setting $(BIN)/python -m pytest \
+			--numprocesses $$((2 / threads)) --ignore reports/tests/test_browser.py $(NUMERICAL) \
+			|| exit 1; \
+	done; done; done
 
 # The page's tests need Chromium. Where apt-get may not install it they are skipped, and say so.
 browser:

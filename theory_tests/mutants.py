@@ -167,7 +167,8 @@ def survives(mutant: Mutant) -> bool:
         copy = Path(folder)
         for name in ("ufm", "theory_tests"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", copy)
+        for name in ("pyproject.toml", "conftest.py"):
+            shutil.copy(ROOT / name, copy)
         (copy / TARGET).write_text(mutant.source(), encoding="utf-8")
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *SUITE]
         result = subprocess.run(

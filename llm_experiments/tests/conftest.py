@@ -10,15 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from llm_experiments.configs import DataConfig
 from llm_experiments.text.preparation import PreparedCorpus, prepare
 
 SHARED = Path(__file__).parents[3] / "shared"
 VOCAB_SIZE = 300
-
-torch.set_num_threads(1)
 
 
 def needs_shared(path: str) -> pytest.MarkDecorator:

@@ -115,9 +115,10 @@ def test_the_final_pass_is_the_trained_networks_loss(
     within = torch.zeros(16, 16)
     for k in range(10):
         mine = digits.labels == k
-        assert record["final_loss"].values[k] == pytest.approx(losses[mine].mean().item())
+        # The network is of float32, and convolutions may add up in another order.
+        assert record["final_loss"].values[k] == pytest.approx(losses[mine].mean().item(), rel=1e-5)
         right = (logits[mine].argmax(dim=1) == k).double().mean().item()
-        assert record["final_accuracy"].values[k] == right
+        assert record["final_accuracy"].values[k] == pytest.approx(right)
         centred = features[mine] - features[mine].mean(dim=0)
         within += centred.T @ centred / len(losses)
         torch.testing.assert_close(layer["class_means"][k], features[mine].mean(dim=0))

@@ -1,0 +1,23 @@
+"""For every test: the same examples each time, however slow the machine, and one thread.
+
+Two workers a machine: threads of their own would only wait for each other. Where OMP_NUM_THREADS is
+given it holds, since sums depend on it in their last bits.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "suite",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("suite")
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
