@@ -141,9 +141,10 @@ def _plan(argv: list[str]) -> int:
     console.print(
         f"{left} runs to do: {hours:.2f} {card} hours of training, if {utilisation:.0%} of the "
         "card's data-sheet rate is kept (an assumption; evaluation and start-up come on top). "
-        "Tokens, FLOP and memory (GiB) are those of one run. State: weights, gradients, optimizer. "
-        "Activations: what a forward pass keeps, without torch.compile. Head: what the loss needs "
-        "beside them. Peak: the most of it at once; what an allocator keeps comes on top."
+        "Tokens, FLOP and memory (GiB) are those of one run. State: weights, gradients, AdamW's "
+        "moments. Activations: what a forward pass keeps, without torch.compile. Head: what the "
+        "loss needs beside them. Peak: the most of it at once; what an allocator keeps comes on "
+        "top."
     )
     return 0
 

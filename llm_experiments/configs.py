@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
 from llm_experiments.models.model_folder import weights_hash
-from llm_experiments.models.presets import MODEL_NAMES
+from llm_experiments.models.presets import MODEL_NAMES, Initialisation
 from llm_experiments.text.configs import DataConfig
 from run_store.command_line import check_at_least, check_finite
 from run_store.executors.command_line import StudyOptions
 
 DecayGroup = Literal["all", "matrices", "no-embeddings", "embeddings", "head", "body"]
 DecayMode = Literal["decoupled", "l2"]
+Optimizer = Literal["adamw", "sgd", "sign"]
+Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Parallel = Literal["ddp", "fsdp"]
 Evaluation = Literal["stream", "final", "full"]
@@ -33,7 +35,9 @@ class TrainingConfig:
     learning_rate: float = 5e-5
     """peak learning rate"""
     warmup_steps: int = 10
-    """steps of linear warm-up, before the cosine"""
+    """steps of linear warm-up, before the schedule"""
+    schedule: Schedule = "cosine"
+    """of the learning rate after warm-up: to 0 along a half cosine, to 0 in a line, or constant"""
     evaluate_every: int = 100
     """steps between two records of the per-token metrics"""
     evaluate: Evaluation = "final"
@@ -43,8 +47,20 @@ class TrainingConfig:
     """fp16 (with loss scaling) and bf16 compute in half precision, with weights in fp32"""
     compile: bool = False
     """compile the model with torch.compile"""
+    optimizer: Optimizer = "adamw"
+    """adamw (with --decay-mode l2: Adam); sgd: with momentum (takes --decay-mode l2 alone); sign:
+    steps along the sign of the momentum (decoupled alone)"""
     decay_mode: DecayMode = "decoupled"
     """AdamW's decoupled decay, or an L2 term in the gradient"""
+    beta1: float = 0.9
+    """memory of the mean gradient; of sgd and sign the momentum"""
+    beta2: float = 0.999
+    """memory of the mean squared gradient (adamw alone)"""
+    clip_gradient: float = 0.0
+    """largest norm of a step's whole gradient; 0: none"""
+    initialisation: Initialisation = "corenet"
+    """corenet: as OpenELM's training code has it (Qwen2: its own); huggingface: N(0, 0.02^2) for
+    every matrix, as the transformers format of both has it"""
     tie_embeddings: bool = True
     """one matrix for input embeddings and head, as published; --no-tie-embeddings makes them two"""
     dropout: float = 0.0
@@ -61,13 +77,23 @@ class TrainingConfig:
             check_at_least(name, getattr(self, name), 1)
         check_at_least("warmup_steps", self.warmup_steps, 0)
         check_finite("learning_rate", self.learning_rate)
-        _share("dropout", self.dropout)
-        _share("label_smoothing", self.label_smoothing)
+        check_finite("clip_gradient", self.clip_gradient)
+        for name in ("dropout", "label_smoothing", "beta1", "beta2"):
+            _share(name, getattr(self, name))
+        name = self.optimizer
+        only = {"sgd": "l2", "sign": "decoupled"}.get(name, self.decay_mode)
+        if self.decay_mode != only:
+            raise ValueError(f"decay_mode is {self.decay_mode!r}; {name} takes {only!r} alone")
+        if name != "adamw" and self.beta2 != 0.999:
+            raise ValueError(f"beta2 is {self.beta2}; {name} has none: expected the default, 0.999")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingConfig):
     """One run: what a sweep shares, and what it varies."""
+
+    # Fields that came later: runs without them keep their ids.
+    added: ClassVar = ("schedule", "optimizer", "beta1", "beta2", "clip_gradient", "initialisation")
 
     model: str = "openelm-tiny"
     weight_decay: float = 0.0
@@ -93,6 +119,7 @@ class RunConfig(TrainingConfig):
             for name in ("loss_weight_exponent", "dropout", "label_smoothing")
             if getattr(self, name)
         ]
+        parts += [f"{name.replace('_', ' ')} {value}" for name, value in self._set().items()]
         parts += [] if self.decay == "all" else [f"decay {self.decay}"]
         parts += [] if self.decay_mode == "decoupled" else [self.decay_mode]
         return ", ".join(parts + ([] if self.tie_embeddings else ["untied"]))
@@ -104,7 +131,16 @@ class RunConfig(TrainingConfig):
             del described[name]
         if data.checkpoint_dir is not None:
             described["checkpoint"] = weights_hash(data.checkpoint_dir)
-        return {**asdict(self), **described, "data_hash": data_hash}
+        own = asdict(self)
+        for name in self.added:
+            del own[name]
+        return {**own, **self._set(), **described, "data_hash": data_hash}
+
+    def _set(self) -> dict[str, Any]:
+        """The later fields that are not at their defaults."""
+        values = {name: getattr(self, name) for name in self.added}
+        defaults = self.__dataclass_fields__
+        return {name: v for name, v in values.items() if v != defaults[name].default}
 
 
 @dataclass(frozen=True, kw_only=True)

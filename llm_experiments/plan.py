@@ -47,7 +47,7 @@ class ModelPlan:
 
     @property
     def state_bytes(self) -> int:
-        """Weights, gradients and optimizer state."""
+        """Weights, gradients and AdamW's moments (sgd and sign keep one in place of two)."""
         return self.parameters * _BYTES_PER_PARAMETER
 
     def gpu_hours(self, card: str, utilisation: float) -> float:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -70,7 +70,8 @@ def of_manifest(
 ) -> tuple[_Data, _Config]:
     """A run's data and config from its manifest, as `places` and `Run.create` put them there.
 
-    A config may hold more than the fields of `config_type`, which stand for what it was given.
+    A config may hold more than the fields of `config_type`, which stand for what it was given, and
+    may lack those that `config_type.added` names, which are at their defaults then.
 
     Raises:
         ValueError: the manifest does not hold them, or not as this version has them.
@@ -80,9 +81,10 @@ def of_manifest(
     if not isinstance(where, dict):
         raise ValueError(f"{run.folder} does not say where its data are; sweep again instead")
     folders = {n: Path(where[n]) for n in where if n.endswith("_dir") and where[n] is not None}
-    names: Any = config_type.__dataclass_fields__  # type: ignore[attr-defined]
+    names = {field.name for field in fields(config_type)}  # type: ignore[arg-type]
     given = {n: tuple(v) if isinstance(v, list) else v for n, v in config.items()}
+    expected = names - (set(getattr(config_type, "added", ())) - set(given))
     try:
-        return data_type(**(where | folders)), config_type(**{n: given[n] for n in names})
+        return data_type(**(where | folders)), config_type(**{n: given[n] for n in expected})
     except (TypeError, KeyError) as error:
         raise ValueError(f"{run.folder} was made by another version: {error}") from None

@@ -6,13 +6,15 @@ needs no more than the names.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Initialisation = Literal["corenet", "huggingface"]
 
 # Layers, D, head width; the multipliers are those of every OpenELM (Mehta et al., 2024, Table 9).
 _OPENELM: dict[str, dict[str, int]] = {
@@ -42,12 +44,15 @@ def build_model(
     vocab_size: int,
     seed: int = 0,
     tied: bool = True,
+    initialisation: Initialisation = "corenet",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """A freshly initialised model; the weights are a function of (name, vocab_size, seed, tied).
+    """A freshly initialised model; the weights are a function of the arguments but for the device.
 
-    The published models are tied: their embedding matrix is the classifier too.
+    The published models are tied: their embedding matrix is the classifier too. With
+    ``initialisation="huggingface"`` every matrix is N(0, 0.02^2), as `initializer_range` of their
+    transformers format has it; Qwen2 at the published widths is so in any case.
 
     On ``device="meta"`` nothing is allocated, which is enough to count parameters.
 
@@ -65,21 +70,30 @@ def build_model(
         torch.device("meta" if str(device) == "meta" else "cpu"),
     ):
         torch.manual_seed(seed)
-        model = build(name, vocab_size, tied)
+        model = build(name, vocab_size, tied, initialisation)
     return model if str(device) == "meta" else model.to(device=device, dtype=dtype)
 
 
-def _build_openelm(name: str, vocab_size: int, tied: bool) -> PreTrainedModel:
+def _build_openelm(
+    name: str, vocab_size: int, tied: bool, initialisation: Initialisation
+) -> PreTrainedModel:
     from llm_experiments.models.openelm import OpenELMConfig, OpenELMForCausalLM
 
     special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     config = OpenELMConfig(
         vocab_size=vocab_size, share_input_output_layers=tied, **_OPENELM[name], **special
     )
-    return OpenELMForCausalLM(config)
+    model = OpenELMForCausalLM(config)
+    if initialisation == "huggingface":
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=config.initializer_range)
+    return model
 
 
-def _build_qwen2(name: str, vocab_size: int, tied: bool) -> PreTrainedModel:
+def _build_qwen2(
+    name: str, vocab_size: int, tied: bool, initialisation: Initialisation
+) -> PreTrainedModel:
     from transformers import (
         AttentionInterface,
         AttentionMaskInterface,
@@ -104,7 +118,7 @@ def _build_qwen2(name: str, vocab_size: int, tied: bool) -> PreTrainedModel:
         num_key_value_heads=kv_heads,
         hidden_act="silu",
         max_position_embeddings=2048,
-        initializer_range=initial_std,
+        initializer_range=0.02 if initialisation == "huggingface" else initial_std,
         rms_norm_eps=1e-6,
         tie_word_embeddings=tied,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},

@@ -81,6 +81,7 @@ def train(
         vocab_size=corpus.vocab_size,
         seed=config.seed,
         tied=config.tie_embeddings,
+        initialisation=config.initialisation,
         device="cpu" if group.shards else device,  # which may not have room for all of it
     )
     if checkpoint is not None:
@@ -119,6 +120,9 @@ def train(
             losses, targets = step_loss(group.share(whole), weights, count_targets(whole))
             losses.objective.backward()
             metrics.update(losses.loss, targets, losses.correct, ignore_index=IGNORE_INDEX)
+        if config.clip_gradient:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

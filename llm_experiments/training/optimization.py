@@ -47,7 +47,7 @@ def decay_group(model: PreTrainedModel, group: DecayGroup) -> list[nn.Parameter]
 
 
 def build_optimizer(model: PreTrainedModel, config: RunConfig) -> torch.optim.Optimizer:
-    """AdamW (or Adam with L2) with two groups: decayed and not; every parameter is in one."""
+    """The config's optimizer with two groups: decayed and not; every parameter is in one."""
     decayed = decay_group(model, config.decay)
     chosen = {id(parameter) for parameter in decayed}
     free = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
@@ -55,18 +55,45 @@ def build_optimizer(model: PreTrainedModel, config: RunConfig) -> torch.optim.Op
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW if config.decay_mode == "decoupled" else torch.optim.Adam
-    return optimizer(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    shared = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=config.beta1, fused=True, **shared)
+    if config.optimizer == "sign":
+        return SignDescent(groups, momentum=config.beta1, **shared)
+    adam = torch.optim.AdamW if config.decay_mode == "decoupled" else torch.optim.Adam
+    return adam(groups, betas=(config.beta1, config.beta2), fused=True, **shared)
+
+
+class SignDescent(torch.optim.SGD):
+    """m <- beta m + g, then w <- (1 - lr decay) w - lr sign(m): a step of one size everywhere.
+
+    signSGD with momentum (Bernstein et al., 2018) and decoupled decay: AdamW without any memory of
+    the size of gradients. Its state and settings are those of SGD.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step with the gradients that there are."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    if "momentum_buffer" not in state:
+                        state["momentum_buffer"] = torch.zeros_like(parameter)
+                    mean = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.sub_(mean.sign(), alpha=group["lr"])
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
-    """Linear warm-up from 0, then a cosine to 0, as in transformers' cosine schedule."""
+    """Linear warm-up from 0, then the schedule, as in transformers' schedules of these names."""
     if step < config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    shares = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "linear": 1 - progress,
+        "constant": 1.0,
+    }
+    return config.learning_rate * shares[config.schedule]

@@ -30,7 +30,10 @@ CASES: dict[str, tuple[Parallel, RunConfig]] = {
     # Adam does not mind how large gradients are; an L2 term beside them does.
     "untied": ("ddp", replace(BASE, tie_embeddings=False, decay_mode="l2")),
     "accumulated": ("fsdp", replace(BASE, model="qwen2-tiny", accumulation=2, decay_mode="l2")),
-    "half": ("fsdp", replace(BASE, precision="fp16")),
+    "half": ("fsdp", replace(BASE, precision="fp16", clip_gradient=0.5)),
+    # A step of SGD is as long as its gradient, clipped by a norm over all processes.
+    "clipped": ("ddp", replace(BASE, optimizer="sgd", decay_mode="l2", clip_gradient=0.5)),
+    "clipped-parts": ("fsdp", replace(BASE, optimizer="sign", clip_gradient=0.5)),
 }
 STOP = 6
 

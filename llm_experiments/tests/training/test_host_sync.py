@@ -71,6 +71,7 @@ def test_steps_and_evaluations_neither_wait_nor_mix_devices(
         dropout=0.1,
         label_smoothing=0.1,
         weight_decay=0.1,
+        clip_gradient=1.0,
         loss_weight_exponent=0.25,
     )
     with pytest.raises(EvaluatedError):

@@ -5,33 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import get_cosine_schedule_with_warmup
 
 from llm_experiments.configs import DataConfig, RunConfig
 from llm_experiments.models.presets import build_model
 from llm_experiments.text.preparation import PreparedCorpus, prepare
 from llm_experiments.text.tokenization import PAD_ID
 from llm_experiments.training.loop import Progress, batch_rows, token_losses, train
-from llm_experiments.training.optimization import build_optimizer, learning_rate, loss_weights
+from llm_experiments.training.optimization import build_optimizer, loss_weights
 from run_store import Attempt, Diverged, Run, Stopped, attempt
 
 CPU = torch.device("cpu")
 CONFIG = RunConfig(steps=12, batch_size=4, evaluate_every=5, learning_rate=3e-3, weight_decay=0.3)
-
-
-def test_the_schedule_is_that_of_transformers() -> None:
-    config = RunConfig(steps=50, warmup_steps=7, learning_rate=2e-3)
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 7, 50)
-    for step in range(50):
-        assert learning_rate(config, step) == pytest.approx(schedule.get_last_lr()[0], abs=1e-15)
-        optimizer.step()
-        schedule.step()
 
 
 def test_an_epoch_sees_every_sequence_once_whatever_the_batch() -> None:
@@ -266,13 +256,20 @@ def test_what_is_evaluated_when(tmp_path: Path, data: DataConfig) -> None:
     assert (record["full_count"].values == corpus.class_counts.numpy()).all()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        # In fp16 too, where the loss scale is part of the state, and with masks drawn at random.
+        {"precision": "fp16", "dropout": 0.2, "label_smoothing": 0.1, "clip_gradient": 0.5},
+        {"optimizer": "sgd", "decay_mode": "l2", "beta1": 0.0, "schedule": "linear"},
+        {"optimizer": "sgd", "decay_mode": "l2", "initialisation": "huggingface"},
+        {"optimizer": "sign", "schedule": "constant"},
+    ],
+)
 def test_a_resumed_run_goes_on_where_it_was(
-    tmp_path: Path, data: DataConfig, corpus: PreparedCorpus
+    tmp_path: Path, data: DataConfig, corpus: PreparedCorpus, options: dict[str, Any]
 ) -> None:
-    """In fp16 too, where the loss scale is part of the state, and with masks drawn at random."""
-    config = replace(
-        CONFIG, precision="fp16", evaluate_every=3, dropout=0.2, label_smoothing=0.1, accumulation=2
-    )
+    config = replace(CONFIG, evaluate_every=3, accumulation=2, **options)
 
     class Unplugged(Exception):
         pass
