@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -91,17 +91,10 @@ def _main(argv: list[str]) -> int:
         prog="python -m reports",
         description="Figures, tables and one page from runs/<study>.",
     )
-    match options:
-        case Build():
-            return build(options)
-        case Export():
-            return export_files(options)
-        case Compare():
-            return compare(options)
-        case Prompt():
-            return prompt(options)
-        case _:
-            return demo(options)
+    commands: dict[type, Callable[[Any], int]] = {
+        Build: build, Export: export_files, Compare: compare, Prompt: prompt, Demo: demo
+    }  # fmt: skip
+    return commands[type(options)](options)
 
 
 def build(options: Build) -> int:

@@ -39,7 +39,7 @@ class Answer:
     """One sentence for the top of the page and the numbers behind it."""
 
     sentence: str
-    changes: tuple[Change, ...]
+    changes: tuple[Change, ...] = ()
 
 
 def answer(groups: Sequence[xr.Dataset]) -> Answer:
@@ -51,15 +51,15 @@ def answer(groups: Sequence[xr.Dataset]) -> Answer:
         return Answer(sentence=_sentence(changes, tokens), changes=changes)
     if compared:
         sentence = f"No answer: all {tokens} occur about equally often, in one frequency bin."
-        return Answer(sentence=sentence, changes=())
-    if groups:
+    elif groups:
         shown = ", ".join(f"{decay:g}" for decay in weight_decays(groups))
-        return Answer(
-            sentence=f"No answer yet: only weight decay {shown} is finished, and it takes "
-            "two weight decays to compare.",
-            changes=(),
+        sentence = (
+            f"No answer yet: only weight decay {shown} is finished, and it takes "
+            "two weight decays to compare."
         )
-    return Answer(sentence="No answer yet: no run of this study has a final loss.", changes=())
+    else:
+        sentence = "No answer yet: no run of this study has a final loss."
+    return Answer(sentence=sentence)
 
 
 def image_answer(groups: Sequence[xr.Dataset]) -> str:

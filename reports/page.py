@@ -8,6 +8,7 @@ import hashlib
 import pickle
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,8 +207,10 @@ def inline_svg(
     referred = set(re.findall(r'(?:url\(|xlink:href=")#([^)"]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in referred else "", svg)
     svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>{key}-", svg)
-    svg = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', _svg_tag(figure), svg, count=1)
-    for colour, name in _theme(decays, prefix).items():
+    tag = re.match(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', svg)
+    assert tag is not None
+    svg = _svg_tag(figure, tag[1]) + svg[tag.end() :]
+    for name, (colour, _) in _palette(decays, prefix).items():
         svg = svg.replace(f": {colour}", f": var({name})")
     return Markup(svg)
 
@@ -225,17 +228,13 @@ def _environment(groups: Sequence[xr.Dataset]) -> jinja2.Environment:
     return environment
 
 
-def _svg_tag(figure: ReportFigure) -> Callable[[re.Match[str]], str]:
+def _svg_tag(figure: ReportFigure, box: str) -> str:
     width = round(figure.get_figwidth() * 72 * 1.5)
-
-    def tag(match: re.Match[str]) -> str:
-        label = Markup.escape(display_text(figure.alt))
-        return (
-            f'<svg role="img" aria-label="{label}" {match[1]} style="max-width: {width}px" '
-            'xmlns:xlink="http://www.w3.org/1999/xlink">'
-        )
-
-    return tag
+    label = Markup.escape(display_text(figure.alt))
+    return (
+        f'<svg role="img" aria-label="{label}" {box} style="max-width: {width}px" '
+        'xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
 
 
 def _themes(groups: Sequence[xr.Dataset]) -> _Themes:
@@ -245,25 +244,19 @@ def _themes(groups: Sequence[xr.Dataset]) -> _Themes:
     return of_page, of_page if main is images else (weight_decays(images), "--image-wd")
 
 
-def _theme(decays: Sequence[float], prefix: str = "--wd") -> dict[str, str]:
-    """The CSS variable for each colour of the light theme."""
-    names = {colour: f"--c{place}" for place, colour in enumerate(DARK)}
-    return names | {
-        colour: f"{prefix}{place}" for place, colour in enumerate(decay_colours(decays).values())
-    }
+def _palette(decays: Sequence[float], prefix: str = "--wd") -> dict[str, tuple[str, str]]:
+    """The CSS variable for each colour of a figure: what it is in the light and the dark theme."""
+    ramp = zip(decay_colours(decays).values(), dark_decay_colours(decays).values(), strict=True)
+    fixed = {f"--c{place}": pair for place, pair in enumerate(DARK.items())}
+    return fixed | {f"{prefix}{place}": pair for place, pair in enumerate(ramp)}
 
 
 def _colour_variables(groups: Sequence[xr.Dataset]) -> str:
-    light: dict[str, str] = {}
-    dark: dict[str, str] = {}
-    for decays, prefix in _themes(groups):
-        ramp = zip(decay_colours(decays).values(), dark_decay_colours(decays).values(), strict=True)
-        twins = DARK | dict(ramp)
-        for colour, name in _theme(decays, prefix).items():
-            light[name], dark[name] = colour, twins[colour]
+    variables: dict[str, tuple[str, str]] = {}
+    for theme in _themes(groups):
+        variables |= _palette(*theme)
     day, night = (
-        "".join(f"{name}:{colour};" for name, colour in variables.items())
-        for variables in (light, dark)
+        "".join(f"{name}:{pair[place]};" for name, pair in variables.items()) for place in (0, 1)
     )
     return f":root{{{day}}}@media (prefers-color-scheme:dark){{:root{{{night}}}}}"
 
@@ -280,7 +273,7 @@ def _distinct_corpora(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
 
 def _environment_rows(collection: Collection) -> list[tuple[str, list[str]]]:
     """Each fact of the manifests with its distinct values, and on how many runs if they differ."""
-    seen: dict[str, dict[str, int]] = {}
+    seen: dict[str, Counter[str]] = {}
     for manifest in collection.manifests.values():
         facts = {name: manifest.get(name) for name in ENVIRONMENT_FIELDS}
         versions = manifest.get("versions")
@@ -289,13 +282,9 @@ def _environment_rows(collection: Collection) -> list[tuple[str, list[str]]]:
         for name, value in facts.items():
             if value not in (None, ""):
                 shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-                values = seen.setdefault(name.replace("_", " "), {})
-                values[display_text(shown)] = values.get(display_text(shown), 0) + 1
+                seen.setdefault(name.replace("_", " "), Counter())[display_text(shown)] += 1
     return [
-        (
-            name,
-            [value if len(values) == 1 else f"{value} ({n} runs)" for value, n in values.items()],
-        )
+        (name, [v if len(values) == 1 else f"{v} ({n} runs)" for v, n in values.items()])
         for name, values in seen.items()
     ]
 
@@ -305,9 +294,8 @@ def _config_rows(groups: Sequence[xr.Dataset]) -> list[tuple[str, list[tuple[str
     main, images = by_kind(groups)
     if main is images or not images:
         return _shared_and_own("Every run", groups)
-    return _shared_and_own("Every run on text", main) + _shared_and_own(
-        "Every run on images", images
-    )
+    of_text, of_images = "Every run on text", "Every run on images"
+    return _shared_and_own(of_text, main) + _shared_and_own(of_images, images)
 
 
 def _shared_and_own(

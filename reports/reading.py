@@ -176,9 +176,7 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
     """
     record = by_rank(run.classes(only=NEEDED), manifest["config"])
     steps, counts = record["step"].values, record["class_count"].values
-    final_count, loss, accuracy = (
-        record[f"final_{name}"].values for name in ("count", "loss", "accuracy")
-    )
+    final_count, loss, accuracy = _final(record)
     if not final_count.any() or not counts.any():
         raise ValueError(f"{run.folder}: no class has a final loss")
     trajectory, windows = carry_forward(record["loss"].values)
@@ -190,7 +188,8 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
         "speed_carried_back": _speed(steps, carried_back),
         "windows_seen": np.where(counts > 0, windows / len(steps), math.nan),
     }
-    picked = _checkpoints(len(steps))
+    # The recorded steps that the page keeps: the first, the last, evenly between.
+    picked = np.unique(np.linspace(0, len(steps) - 1, CHECKPOINTS).round().astype(int))
     bins = FrequencyBins.powers(counts, base=BIN_BASE)
     data = xr.Dataset(
         {
@@ -201,7 +200,7 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
                 ("checkpoint", "class"),
                 np.minimum(trajectory[picked], 100).astype(np.float16),
             ),
-            **_scalars(manifest["config"], counts, final_count, loss, accuracy),
+            **_scalars(manifest["config"], record),
             **_bin_variables(bins, values),
             **_few_classes(run, record),
         },
@@ -209,7 +208,10 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
             "class_count": ("class", counts),
             "label": record["label"].variable,
             "step": ("checkpoint", steps[picked]),
-            **_bin_coordinates(bins),
+            "bin_low": ("bin", np.array(bins.edges[:-1])),
+            "bin_high": ("bin", np.array(bins.edges[1:])),
+            "bin_size": ("bin", bins.sizes.numpy()),
+            "bin_share": ("bin", bins.token_share.numpy()),
         },
         attrs={
             "run": run.id,
@@ -236,6 +238,11 @@ def _few_classes(run: Run, record: xr.Dataset) -> dict[str, Any]:
     return geometry | ({"class_index": ("class", index)} if ranked else {})
 
 
+def _final(record: xr.Dataset) -> list[np.ndarray]:
+    """Count, loss and accuracy of the classes after the last step."""
+    return [record[f"final_{name}"].values for name in ("count", "loss", "accuracy")]
+
+
 def _last_test_accuracy(record: xr.Dataset) -> np.ndarray:
     """(class): accuracy on test data in the last window; NaN where the run has none."""
     if "test_accuracy" in record:
@@ -243,13 +250,9 @@ def _last_test_accuracy(record: xr.Dataset) -> np.ndarray:
     return np.full(record.sizes["class"], math.nan)
 
 
-def _scalars(
-    config: Mapping[str, Any],
-    counts: np.ndarray,
-    final_count: np.ndarray,
-    loss: np.ndarray,
-    accuracy: np.ndarray,
-) -> dict[str, float]:
+def _scalars(config: Mapping[str, Any], record: xr.Dataset) -> dict[str, float]:
+    counts = record["class_count"].values
+    final_count, loss, accuracy = _final(record)
     balanced = float(token_balanced_loss(final_count, loss))
     occurs = np.isfinite(loss) & (counts > 0)
     scalars = {
@@ -288,20 +291,6 @@ def _bin_variables(bins: FrequencyBins, values: Mapping[str, np.ndarray]) -> dic
     variables["fairness_gap"] = float(ends[0].mean() - ends[1].mean())
     variables["fairness_gap_half_width"] = welch_half_width(*ends)
     return variables
-
-
-def _bin_coordinates(bins: FrequencyBins) -> dict[str, Any]:
-    return {
-        "bin_low": ("bin", np.array(bins.edges[:-1])),
-        "bin_high": ("bin", np.array(bins.edges[1:])),
-        "bin_size": ("bin", bins.sizes.numpy()),
-        "bin_share": ("bin", bins.token_share.numpy()),
-    }
-
-
-def _checkpoints(number: int) -> np.ndarray:
-    """Positions of the recorded steps that the page keeps: the first, the last, evenly between."""
-    return np.unique(np.linspace(0, number - 1, CHECKPOINTS).round().astype(int))
 
 
 def _settings(config: Mapping[str, Any]) -> str:

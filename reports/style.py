@@ -156,18 +156,16 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
             places[i - 1] -= down
             places[i] += overlap - down
     for (x, _, text, colour), placed in zip(ordered, places, strict=True):
-        axis.annotate(
-            text,
-            (x, placed),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=8.5,
-            fontweight="bold",
-            linespacing=1.05,
-            annotation_clip=False,
-        )
+        style = {"fontweight": "bold", "linespacing": 1.05, "annotation_clip": False}
+        note(axis, text, (x, placed), (6, 0), color=colour, va="center", **style)
+
+
+def note(
+    axis: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any
+) -> None:
+    """A text beside a point, `offset` in points from it."""
+    style = {"color": INK, "fontsize": 8.5} | style
+    axis.annotate(text, at, xytext=offset, textcoords="offset points", **style)
 
 
 def _ramp(start: float, stop: float, number: int) -> list[str]:

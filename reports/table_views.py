@@ -134,7 +134,7 @@ def geometry_view(groups: Sequence[xr.Dataset]) -> TableView | None:
     def cells(row: Any) -> list[str]:
         return [
             f"{row.weight_decay:g}",
-            *(_plus_minus(getattr(row, m), getattr(row, f"{m}_std")) for m in MEASURES),
+            *(_number(getattr(row, m), getattr(row, f"{m}_std")) for m in MEASURES),
         ]
 
     return _view_of_runs(
@@ -185,10 +185,10 @@ def theory_view(groups: Sequence[xr.Dataset], *, of_images: bool = False) -> Tab
         return [
             f"{row.weight_decay:g}",
             str(row.n),
-            _number(row.critical_count, "{:.4g}"),
+            _number(row.critical_count, form=".4g"),
             _number(row.r_squared),
-            _number(row.predicted_neglected, "{:,.0f}"),
-            _number(row.neglected, "{:,.0f}"),
+            _number(row.predicted_neglected, form=",.0f"),
+            _number(row.neglected, form=",.0f"),
         ]
 
     view = TableView(
@@ -294,7 +294,7 @@ def comparison_view(frame: pd.DataFrame, first: str, second: str) -> TableView:
             f"{row.weight_decay:g}",
             _number(row.first),
             _number(row.second),
-            _plus_minus(row.difference, row.half_width, sign="+"),
+            _number(row.difference, row.half_width, "+.3f"),
         ]
 
     return TableView(
@@ -311,10 +311,10 @@ def _published_view(frame: pd.DataFrame) -> TableView:
     def cells(row: Any) -> list[str]:
         return [
             f"λ = {row.weight_decay:g}",
-            _plus_minus(row.published, row.published_std),
-            _plus_minus(row.mean, row.std),
+            _number(row.published, row.published_std),
+            _number(row.mean, row.std),
             str(row.n),
-            _number(row.difference, "{:+.3f}"),
+            _number(row.difference, form="+.3f"),
         ]
 
     return TableView(
@@ -355,7 +355,7 @@ def _by_decay(
 
 
 def _mean_std(entry: Any) -> str:
-    return _plus_minus(entry.mean, entry.std)
+    return _number(entry.mean, entry.std)
 
 
 def _speed_range(entry: Any) -> str:
@@ -366,18 +366,15 @@ def _speed_range(entry: Any) -> str:
 
 def _mean_interval(entry: Any) -> str:
     over_seeds = math.isfinite(entry.half_width)
-    return _plus_minus(entry.mean, entry.half_width if over_seeds else entry.half_width_over_tokens)
+    return _number(entry.mean, entry.half_width if over_seeds else entry.half_width_over_tokens)
 
 
-def _plus_minus(mean: float, spread: float, sign: str = "") -> str:
-    if not math.isfinite(mean):
+def _number(value: float, spread: float = math.nan, form: str = ".3f") -> str:
+    """A number, ± its spread where there is one."""
+    if not math.isfinite(value):
         return "–"
-    shown = f"{mean:{sign}.3f}"
+    shown = f"{value:{form}}"
     return f"{shown} ± {spread:.3f}" if math.isfinite(spread) else shown
-
-
-def _number(value: float, form: str = "{:.3f}") -> str:
-    return form.format(value) if math.isfinite(value) else "–"
 
 
 def run_table(
@@ -394,8 +391,8 @@ def run_table(
             str(row.seed),
             _number(row.average_loss),
             _number(row.token_balanced_loss),
-            _plus_minus(row.fairness_gap, row.fairness_gap_half_width),
-            _number(row.critical_count, "{:.4g}"),
+            _number(row.fairness_gap, row.fairness_gap_half_width),
+            _number(row.critical_count, form=".4g"),
             _number(row.r_squared),
             _seconds(manifests[row.run]),
         ]

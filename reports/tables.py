@@ -253,20 +253,12 @@ def _pairs(
 ) -> list[tuple[xr.Dataset, xr.Dataset]]:
     if len(first) == len(second) == 1:
         return [(first[0], second[0])]
-    for name in ("name", "model"):
-        keys = [
-            [
-                group.attrs["config"].get("model") if name == "model" else group.attrs["name"]
-                for group in side
-            ]
-            for side in (first, second)
-        ]
-        if all(len(set(side)) == len(side) for side in keys) and set(keys[0]) & set(keys[1]):
-            return [
-                (first[place], second[keys[1].index(key)])
-                for place, key in enumerate(keys[0])
-                if key in keys[1]
-            ]
+    keys = (lambda group: group.attrs["name"], lambda group: group.attrs["config"].get("model"))
+    for key in keys:
+        ours, theirs = ({key(group): group for group in side} for side in (first, second))
+        shared = [name for name in ours if name in theirs]
+        if shared and (len(ours), len(theirs)) == (len(first), len(second)):
+            return [(ours[name], theirs[name]) for name in shared]
     return []
 
 

@@ -20,6 +20,7 @@ from reports.style import (
     count_axis,
     decay_colours,
     label_ends,
+    note,
     plain_number,
 )
 
@@ -49,14 +50,14 @@ def figure_2(group: xr.Dataset, tokens: Sequence[str], *, narrow: bool = False) 
     height = line * (row + 1)
     figure = ReportFigure(figsize=(width, height))
     for column, row, shown, rare in cells:
+        style = {"color": RARE, "fontweight": "bold"} if rare else {"color": COMMON}
         figure.text(
             column / columns,
             1 - (row + 0.75) * line / height,
             shown.lstrip(" ").rjust(len(shown), "\u00a0"),
-            color=RARE if rare else COMMON,
-            fontweight="bold" if rare else "normal",
             family="monospace",
             fontsize=72 * width / columns / 0.602,
+            **style,
         )
     number = sum(rare for *_, rare in cells)
     figure.name, figure.title = "Figure 2", "A text by the frequency of its tokens"
@@ -88,14 +89,12 @@ def figure_3a(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
             needed = rank[np.searchsorted(share, fraction)]
             axis.plot([100 * needed], [100 * fraction], "o", color=COMMON)
             right = needed * len(counts) < len(counts) ** 0.55
-            axis.annotate(
+            note(
+                axis,
                 f"{fraction:.0%} in the top {100 * needed:.2g} %",
                 (100 * needed, 100 * fraction),
-                xytext=(6, -9) if right else (-6, 3),
-                textcoords="offset points",
+                (6, -9) if right else (-6, 3),
                 ha="left" if right else "right",
-                color=INK,
-                fontsize=8.5,
             )
             said.append(f"{fraction:.0%} of the text in the top {100 * needed:.2g} % of tokens")
         axis.set_xscale("log")
@@ -162,16 +161,8 @@ def figure_8(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     for axis, group in zip(axes, groups, strict=True):
         sizes = group["bin_size"].values
         low, high = group["bin_low"].values, group["bin_high"].values
-        axis.bar(
-            low,
-            sizes,
-            width=(high - low) * 1.0,
-            align="edge",
-            color=COMMON,
-            alpha=0.85,
-            edgecolor=GRID,
-            linewidth=0.6,
-        )
+        drawn = {"color": COMMON, "alpha": 0.85, "edgecolor": GRID, "linewidth": 0.6}
+        axis.bar(low, sizes, width=(high - low) * 1.0, align="edge", **drawn)
         count_axis(axis, float(high.max()))
         axis.set_yscale("log")
         axis.set_ylim(0.7, sizes.max() * 2.4)
@@ -179,15 +170,8 @@ def figure_8(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
         axis.minorticks_off()
         for left, right, size in zip(low, high, sizes, strict=True):
             if size:
-                axis.text(
-                    math.sqrt(left * right),
-                    size * 1.12,
-                    f"{size:,}",
-                    ha="center",
-                    va="bottom",
-                    fontsize=8,
-                    color=INK,
-                )
+                place = math.sqrt(left * right), size * 1.12
+                axis.text(*place, f"{size:,}", ha="center", va="bottom", fontsize=8, color=INK)
         never = int(group.attrs["never_occurring"])
         axis.set_xlabel(f"training count ({never:,} of {group.sizes['class']:,} never occur)")
         said.append(

@@ -126,18 +126,9 @@ def decay_key(figure: ReportFigure, decays: Sequence[float]) -> None:
         matplotlib.lines.Line2D([], [], color=colours[decay], marker="o", label=f"{decay:g}")
         for decay in decays
     ]
-    figure.legend(
-        handles=handles,
-        loc="outside upper left",
-        ncols=min(len(decays), 7),
-        title="weight decay λ",
-        alignment="left",
-        fontsize=8.5,
-        title_fontsize=8.5,
-        handlelength=1.4,
-        columnspacing=1.2,
-        borderpad=0,
-    )
+    style = {"fontsize": 8.5, "title_fontsize": 8.5, "handlelength": 1.4, "columnspacing": 1.2}
+    style |= {"alignment": "left", "borderpad": 0, "ncols": min(len(decays), 7)}
+    figure.legend(handles=handles, loc="outside upper left", title="weight decay λ", **style)
 
 
 def highest_loss(group: xr.Dataset, decay: float) -> float:

@@ -28,7 +28,7 @@ from reports.groups import (
     seed_mean,
     weight_decays,
 )
-from reports.style import INK, RARE, ReportFigure, count_axis, decay_colours, loss_axis
+from reports.style import INK, RARE, ReportFigure, count_axis, decay_colours, loss_axis, note
 from reports.tables import law_loss
 
 
@@ -102,15 +102,8 @@ def law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str) -> str:
     curve = law_loss(effective, fitted, vocab_size=len(counts))
     axis.plot(along, curve, color=INK, linewidth=1.3)
     axis.set_title(f"\nλ = {decay:g}", fontsize=8.5)
-    axis.text(
-        0.97,
-        0.97,
-        f"n_c = {_rounded(fitted)}\nR² = {r_squared:.2f}",
-        ha="right",
-        va="top",
-        transform=axis.transAxes,
-        fontsize=8.5,
-    )
+    shown = f"n_c = {_rounded(fitted)}\nR² = {r_squared:.2f}"
+    axis.text(0.97, 0.97, shown, ha="right", va="top", transform=axis.transAxes, fontsize=8.5)
     axis.tick_params(labelbottom=True)
     axis.set_xlabel("count", fontsize=8.5)
     return (
@@ -135,20 +128,9 @@ def critical_count(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     decay_panels(axes, [[(band, "", RARE)] for band in bands])
     said = []
     for axis, group, band in zip(axes, groups, bands, strict=True):
-        decays = band["weight_decay"].values
-        named = apart(decays, 0.14)
-        for decay, mean in zip(decays, band["mean"].values, strict=True):
-            if decay not in named:
-                continue
-            axis.annotate(
-                _rounded(mean),
-                (decay, mean),
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="center",
-                color=INK,
-                fontsize=8.5,
-            )
+        for decay in apart(band["weight_decay"].values, 0.14):
+            mean = float(band["mean"].sel(weight_decay=decay))
+            note(axis, _rounded(mean), (decay, mean), (0, 6), ha="center")
         axis.margins(x=0.09)
         said.append(f"{group.attrs['name']}: {ends(band['mean'], unit='')}")
     axes[0].set_ylim(0, 1.1 * axes[0].get_ylim()[1])

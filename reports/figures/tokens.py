@@ -144,15 +144,9 @@ def _bin_shares(axis: Axes, group: xr.Dataset, shares: np.ndarray) -> None:
     """A share for each bin that holds classes, in %, along the top of the panel."""
     held = group["bin_size"].values > 0
     for middle, share in zip(bin_middles(group)[held], 100 * shares[held], strict=True):
-        axis.annotate(
-            "<.1" if share < 0.1 else f"{share:.2g}" if share < 10 else f"{share:.0f}",
-            (middle, 1.0),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            va="top",
-            fontsize=7.5,
-            color=MUTED,
-        )
+        shown = "<.1" if share < 0.1 else f"{share:.2g}" if share < 10 else f"{share:.0f}"
+        style = {"ha": "center", "va": "top", "fontsize": 7.5, "color": MUTED}
+        axis.annotate(shown, (middle, 1.0), xycoords=("data", "axes fraction"), **style)
 
 
 def _at_the_ends(group: xr.Dataset, name: str, decay: float) -> str:

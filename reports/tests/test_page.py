@@ -17,7 +17,7 @@ import pytest
 from reports import figures
 from reports.answer import answer
 from reports.groups import display_label, over_seeds
-from reports.page import _theme, inline_svg, render
+from reports.page import _palette, inline_svg, render
 from reports.reading import Collection, collect
 from reports.table_views import table_views
 from reports.tests.studies import HOSTILE, end, make_run, make_study, record
@@ -158,7 +158,7 @@ def test_colours_change_with_the_theme_and_ids_are_apart(collection: Collection)
     svg = inline_svg(figures.figure_7a(*collection.groups), "one", decays)
     assert "var(--wd0)" in svg
     assert "var(--wd2)" in svg
-    for colour in _theme(decays):
+    for colour, _ in _palette(decays).values():
         assert f": {colour}" not in svg
     assert 'id="one-' in svg
     assert "url(#one-" in svg
