@@ -1,4 +1,4 @@
-"""Token metrics as the paper's Algorithm 1 writes them: what ours are measured against."""
+"""The token metrics of the paper's Algorithm 1, against which ours are measured."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from torch.nn import functional as F
 
 
 def fill_dictionary(metrics: dict[int, dict[str, float]], logits: Tensor, labels: Tensor) -> None:
-    """Algorithm 1 to the letter: a loop over tokens, a cross-entropy a token.
-
-    Of logits (B, T, V) and labels (B, T); ``metrics`` gets the loss, correct and count of a token.
-    """
+    """To the letter, of logits (B, T, V) and labels (B, T): a cross-entropy for each token."""
     predictions = logits.argmax(-1)
     for row in range(labels.shape[0]):
         for place in range(labels.shape[1]):

@@ -39,6 +39,8 @@ from torch.nn import functional as F
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.dictionary import fill_dictionary
+from benchmarks.gpu.parts import temporary_attempt
+from benchmarks.gpu.timing import timed
 from frequency_bins import ClassMetrics
 from llm_experiments.configs import RunConfig
 from llm_experiments.models.loss_head import linear_cross_entropy
@@ -49,7 +51,6 @@ from llm_experiments.training import loop as training
 from llm_experiments.training.distributed import ALONE
 from llm_experiments.training.loop import token_losses
 from llm_experiments.training.optimization import build_optimizer
-from run_store import Run, attempt
 
 WARM_UP = 5
 TURN = 20
@@ -109,10 +110,8 @@ def ours(config: RunConfig, corpus: PreparedCorpus, turns: Turns) -> None:
             turns.begin()
         turns.after(progress.step, config.steps)
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(training, "build_model", build):
-        run = Run.create(Path(folder), {"benchmark": 1})
-        with attempt(run) as mine:
-            training.train(config, corpus, mine, device=torch.device("cpu"), report=report)
+    with temporary_attempt({}) as mine, mock.patch.object(training, "build_model", build):
+        training.train(config, corpus, mine, device=torch.device("cpu"), report=report)
 
 
 class Clock(TrainerCallback):
@@ -219,12 +218,8 @@ def _work(
 def matrix_rate() -> float:
     """FLOP/s of a float32 product of 1024 x 1024 matrices: the best of many."""
     left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    best = float("inf")
-    for _ in range(30):
-        begin = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - begin)
-    return 2 * 1024**3 / best
+    milliseconds = min(timed(lambda: left @ right, torch.device("cpu"), 0, 30))
+    return 2 * 1024**3 / milliseconds * 1e3
 
 
 def cpu_ms(action: Callable[[], object], repeats: int = 10) -> float:

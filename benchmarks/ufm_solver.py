@@ -24,9 +24,10 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -269,25 +270,24 @@ def gap_and_error(solution: Solution, exact: ClosedForm) -> tuple[float, float]:
     return float(gap), float(error)
 
 
-def solve_vocabulary(problem: UFMProblem, width: int, device: str) -> None:
-    """Solve it from a random start; time, gap, error against the closed form, and memory."""
+def solve_vocabulary(
+    problem: UFMProblem, width: int, device: str | torch.device
+) -> Iterator[tuple[str, Any]]:
+    """Solve it from a random start; yields each figure and its name as soon as it is known."""
     exact = closed_form(problem)
-    learned = int((~exact.collapsed).sum())
-    print(
-        f"V = {problem.num_classes}, n_c = {float(exact.critical_count):g}, "
-        f"{learned} classes active, width {width}",
-        flush=True,
-    )
+    yield "classes", problem.num_classes
+    yield "classes learned", int((~exact.collapsed).sum())
     solution = solve(problem, width=width, device=device, tolerance=GOAL, throw=False)
-    gap, error = gap_and_error(solution, exact)
-    print(f"{solution.status} in {solution.stats['seconds']:.1f} s on {device}, gap {gap:.2e}")
-    print(f"largest relative error of a class's loss {error:.2e}; effort {solution.stats}")
+    yield "seconds", solution.stats["seconds"]
+    yield "status", solution.status
     if torch.device(device).type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    square = 8 * problem.num_classes**2
-    print(f"peak memory {peak / 2**30:.2f} GiB; one V x V matrix is {square / 2**30:.2f} GiB")
+    yield "peak memory, GiB", peak / 2**30
+    gap, error = gap_and_error(solution, exact)
+    yield "relative gap", gap
+    yield "relative error of a class's loss", error
 
 
 def main() -> None:
@@ -315,7 +315,9 @@ def main() -> None:
     if options.counts is not None:
         counts = read_counts(options.counts)[1]
         problem = vocabulary_problem(counts, options.active, options.classes)
-        solve_vocabulary(problem, options.width, options.device)
+        for name, value in solve_vocabulary(problem, options.width, options.device):
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{name}: {shown}", flush=True)
         return
     for start in options.starts:
         race(tuple(options.sizes), options.least, start)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import asdict, replace
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.gpu.language import run_steps, zipf_corpus
@@ -63,8 +63,6 @@ def head_results(features: Tensor, weight: Tensor, targets: Tensor, *, ours: boo
         losses = plain_losses(F.linear(features, weight.to(features.dtype)), targets)
         objective = (losses * share).sum()
     objective.backward()
-    assert features.grad is not None
-    assert weight.grad is not None
     gradients = {"features": features.grad, "classifier": weight.grad}
     return {"losses": losses.detach()} | {f"gradient of {k}": g for k, g in gradients.items()}
 
@@ -117,9 +115,7 @@ def checks_of_training(settings: Settings, record: Record) -> None:
             record.figure(f"step in {precision}: calls that waited", "; ".join(calls))
 
 
-def trained(
-    config: RunConfig, corpus: SimpleNamespace, device: torch.device
-) -> tuple[nn.Module, np.ndarray]:
+def trained(config: RunConfig, corpus: Any, device: torch.device) -> tuple[Any, np.ndarray]:
     """A whole run: its model, and the final loss of each class that occurs."""
     with temporary_attempt(asdict(config)) as mine:
         model = train(config, corpus, mine, device=device)
@@ -127,9 +123,7 @@ def trained(
     return model, losses[corpus.class_counts.numpy() > 0]
 
 
-def step_results(
-    model: nn.Module, corpus: SimpleNamespace, half: torch.dtype | None, *, ours: bool
-) -> Results:
+def step_results(model: Any, corpus: Any, half: torch.dtype | None, *, ours: bool) -> Results:
     """Token losses of a batch and the gradient of their mean, through our path or torch's own."""
     sequences = torch.from_numpy(corpus.tokens[:8].astype(np.int64)).to(model.device)
     scale = 1024.0
@@ -148,7 +142,7 @@ def step_results(
     return {"losses": losses.detach(), "gradient": gradient}
 
 
-def host_waits(config: RunConfig, corpus: SimpleNamespace, device: torch.device) -> list[str]:
+def host_waits(config: RunConfig, corpus: Any, device: torch.device) -> list[str]:
     """The calls, file and line, for which the host waits in a step that logs nothing.
 
     Setting the mode warns, too, once a process, that it does "not yet detect all synchronizing

@@ -62,7 +62,6 @@ DRY = Settings(
     context=16,
     warm_up=2,
     steps=3,
-    dictionary_steps=1,
     matrix=128,
     problems=8,
     active=40,
