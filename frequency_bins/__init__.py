@@ -1,8 +1,9 @@
-"""What class counts do to class losses: bins, streaming metrics, learning speed, summaries."""
+"""What class counts do to class losses: bins, metrics, learning speed, summaries, excess."""
 
 from frequency_bins.bins import FrequencyBins
 from frequency_bins.class_metrics import ClassMetrics
 from frequency_bins.counts import class_counts, coverage, percentile, rare_share, zipf_exponent
+from frequency_bins.excess_loss import ExcessLoss, excess_loss
 from frequency_bins.learning_speed import carry_back, carry_forward, learning_speed
 from frequency_bins.summaries import (
     BinSummary,
@@ -25,6 +26,8 @@ __all__ = [
     "percentile",
     "rare_share",
     "zipf_exponent",
+    "ExcessLoss",
+    "excess_loss",
     "carry_back",
     "carry_forward",
     "learning_speed",
