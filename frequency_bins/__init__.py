@@ -1,8 +1,23 @@
-"""What class counts do to class losses: bins, metrics, learning speed, summaries, excess."""
+"""What class counts do to class losses: bins, metrics, learning speed, summaries, laws."""
 
 from frequency_bins.bins import FrequencyBins
 from frequency_bins.class_metrics import ClassMetrics
 from frequency_bins.counts import class_counts, coverage, percentile, rare_share, zipf_exponent
+from frequency_bins.excess_laws import (
+    BinnedExcess,
+    Exponent,
+    ExponentFit,
+    LawComparison,
+    OneNumber,
+    OneNumberFit,
+    Saturating,
+    SaturatingFit,
+    compare_laws_over_bins,
+    compare_laws_over_seeds,
+    fit_excess_loss,
+    fit_exponent,
+    fit_one_number,
+)
 from frequency_bins.excess_loss import ExcessLoss, excess_loss
 from frequency_bins.learning_speed import carry_back, carry_forward, learning_speed
 from frequency_bins.summaries import (
@@ -26,6 +41,19 @@ __all__ = [
     "percentile",
     "rare_share",
     "zipf_exponent",
+    "BinnedExcess",
+    "Exponent",
+    "ExponentFit",
+    "LawComparison",
+    "OneNumber",
+    "OneNumberFit",
+    "Saturating",
+    "SaturatingFit",
+    "compare_laws_over_bins",
+    "compare_laws_over_seeds",
+    "fit_excess_loss",
+    "fit_exponent",
+    "fit_one_number",
     "ExcessLoss",
     "excess_loss",
     "carry_back",
