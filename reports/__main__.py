@@ -1,4 +1,4 @@
-"""python -m reports build | export | compare | prompt | demo"""
+"""python -m reports build | export | compare | prompt | shrink | demo"""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from reports.figures import figure_2
 from reports.page import render
 from reports.prompt import split
 from reports.reading import NOT_EVALUATED, Collection, collect, joined
+from reports.shrunken import shrink
 from reports.table_views import comparison_view
 from run_store import write_atomically
 from run_store.command_line import parse_options, run_command
@@ -71,6 +72,16 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shrink:
+    """Write each finished run of a study as one small file, which `build` reads like the run."""
+
+    study: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
+    """A folder runs/<study>."""
+    out: Path
+    """Folder for the files, <run-id>.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Run the demo's sweeps (finished runs are kept), then build their page."""
 
@@ -86,13 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     options = parse_options(
-        Build | Export | Compare | Prompt | Demo,
+        Build | Export | Compare | Prompt | Shrink | Demo,
         argv,
         prog="python -m reports",
         description="Figures, tables and one page from runs/<study>.",
     )
     commands: dict[type, Callable[[Any], int]] = {
-        Build: build, Export: export_files, Compare: compare, Prompt: prompt, Demo: demo
+        Build: build, Export: export_files, Compare: compare, Prompt: prompt, Shrink: shrink_runs,
+        Demo: demo,
     }  # fmt: skip
     return commands[type(options)](options)
 
@@ -160,6 +172,13 @@ def demo(options: Demo) -> int:
         return 0
     studies = (grids[0].study_folder, images.study_folder)
     return build(Build(studies=studies, out=page))
+
+
+def shrink_runs(options: Shrink) -> int:
+    """Write the small files and print their paths and sizes."""
+    for path in shrink(options.study, options.out):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    return 0
 
 
 def _no_final_loss(collection: Collection) -> str:

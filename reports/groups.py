@@ -180,6 +180,11 @@ def effective_counts(at: np.ndarray, counts: np.ndarray, exponent: float) -> np.
     return np.asarray(scale**2 * powers)
 
 
+def has_windows(group: xr.Dataset) -> bool:
+    """Whether it holds what happened during training: not where a single window was recorded."""
+    return bool(group["bin_learning_speed"].notnull().any())
+
+
 def end_bins(group: xr.Dataset) -> tuple[int, int]:
     """Positions of the rarest and of the most frequent bin that hold classes."""
     held = np.flatnonzero(group["bin_size"].values > 0)

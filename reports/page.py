@@ -24,6 +24,7 @@ from reports.groups import (
     corpus,
     display_text,
     for_drawing,
+    has_windows,
     weight_decays,
 )
 from reports.reading import Collection
@@ -54,6 +55,7 @@ FIGURES: tuple[Callable[..., ReportFigure], ...] = (
     figures.figure_5,
 )
 OF_THE_LAW = (figures.theory_over_losses, figures.critical_count)
+OF_TRAINING = (figures.figure_7b, figures.figure_5)
 CORPUS_FIGURES = (figures.figure_8, figures.figure_3a)
 _Themes = tuple[tuple[Sequence[float], str], tuple[Sequence[float], str]]
 Drawing = tuple[Callable[..., ReportFigure], tuple[xr.Dataset, ...]]
@@ -125,7 +127,9 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     damaged = tuple(unrepaired(groups))
     # Equal counts have one loss in the law: nothing to fit.
     uneven = _with_uneven_counts(damaged) or damaged
-    found: list[Drawing] = [(draw, uneven if draw in OF_THE_LAW else damaged) for draw in FIGURES]
+    watched = tuple(group for group in damaged if has_windows(group))
+    shown = dict.fromkeys(OF_THE_LAW, uneven) | dict.fromkeys(OF_TRAINING, watched)
+    found: list[Drawing] = [(draw, of) for draw in FIGURES if (of := shown.get(draw, damaged))]
     repaired = tuple(group for _, family in comparisons(groups) for group in family)
     if repaired:
         found.insert(3, (figures.repair, repaired))

@@ -41,6 +41,7 @@ from reports.groups import (
 )
 from reports.last_layers import geometry_variables
 from reports.ranks import by_rank, shared_settings
+from reports.shrunken import ShrunkenRun, shrunken_runs
 from reports.workers import PARALLEL_FROM, parallel_map
 from run_store import Run, read_study
 from run_store.leases import Watch
@@ -94,18 +95,19 @@ def collect(folders: Sequence[Path]) -> Collection:
     Raises ValueError for a folder that does not exist or holds no run; whatever is wrong inside a
     study is reported in the result instead.
     """
-    found: dict[str, tuple[Path, Run, dict[str, Any]]] = {}
+    found: dict[str, tuple[Path, Run | ShrunkenRun, dict[str, Any]]] = {}
     problems: list[RunNote] = []
     lost: dict[str, str] = {}
     for folder in folders:
         study = read_study(folder, check_records=False)
-        if not (study.runs or study.unfinished or study.problems):
+        shrunken = shrunken_runs(folder)
+        if not (study.runs or study.unfinished or study.problems or shrunken):
             raise ValueError(f"{folder} is not a study: it holds no runs; expected runs/<study>")
         problems += [_problem(folder, path, reason) for path, reason in study.problems]
         if study.unfinished:
             states = study_states(folder, Watch())
             lost |= {state.run.id: state.note for state in states if state.status == "lost"}
-        for run in (*study.runs, *study.unfinished):
+        for run in (*study.runs, *study.unfinished, *shrunken):
             try:
                 manifest = run.manifest
                 check_config(manifest["config"])
@@ -162,14 +164,14 @@ def joined(*sides: Collection) -> Collection:
     )
 
 
-def _reduced(task: tuple[Run, Mapping[str, Any]]) -> tuple[xr.Dataset, str] | str:
+def _reduced(task: tuple[Run | ShrunkenRun, Mapping[str, Any]]) -> tuple[xr.Dataset, str] | str:
     try:
         return reduce_run(*task)
     except (ValueError, OSError) as error:
         return str(error)
 
 
-def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
+def reduce_run(run: Run | ShrunkenRun, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
     """What the report needs of one run, and a digest of what comparable runs must share.
 
     Raises ValueError for a record without a final loss, and what `Run.classes` raises.
@@ -186,7 +188,7 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
         "accuracy": accuracy,
         "learning_speed": _speed(steps, trajectory),
         "speed_carried_back": _speed(steps, carried_back),
-        "windows_seen": np.where(counts > 0, windows / len(steps), math.nan),
+        "windows_seen": np.where((counts > 0) & windows.any(), windows / len(steps), math.nan),
     }
     # The recorded steps that the page keeps: the first, the last, evenly between.
     picked = np.unique(np.linspace(0, len(steps) - 1, CHECKPOINTS).round().astype(int))
@@ -227,7 +229,7 @@ def reduce_run(run: Run, manifest: Mapping[str, Any]) -> tuple[xr.Dataset, str]:
     return data, digest.hexdigest()
 
 
-def _few_classes(run: Run, record: xr.Dataset) -> dict[str, Any]:
+def _few_classes(run: Run | ShrunkenRun, record: xr.Dataset) -> dict[str, Any]:
     """What only runs of few classes have: which class has a rank, and their last layer."""
     counts = record["class_count"].values
     if len(counts) > MOST_NAMED_CLASSES:

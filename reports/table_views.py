@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from reports import tables
+from reports.groups import has_windows
 from reports.last_layers import MEASURES
 from reports.published import published_table_1
 from reports.wording import worded
@@ -53,20 +54,7 @@ def table_views(groups: Sequence[xr.Dataset]) -> list[TableView]:
                 {"tokens": ("tokens", "{:,}"), "share_of_text": ("of the text", "{:.1%}")},
             ),
         ),
-        TableView(
-            key="table-speed",
-            title="Learning speed by how often a token occurs",
-            caption="S = 1 − AUC/T, mean over the tokens of each frequency bin. In a window that "
-            "did not see a token, its loss is the last one seen; in brackets, where it differs, S "
-            "with the next one seen instead: how much of a bin's slowness may be absence. Windows: "
-            f"the share of the windows that saw a token of the bin. {seeds}",
-            **_by_decay(
-                tables.speed_by_bin(*groups).query("tokens > 0"),
-                "count",
-                _speed_range,
-                {"windows_seen": ("windows", "{:.0%}")},
-            ),
-        ),
+        *_speed_views([group for group in groups if has_windows(group)], seeds),
         TableView(
             key="table-gap",
             title="Fairness gap",
@@ -352,6 +340,28 @@ def _by_decay(
         *(f"λ = {decay:g}" for decay in decays),
     ]
     return {"head": head, "bodies": bodies}
+
+
+def _speed_views(groups: Sequence[xr.Dataset], seeds: str) -> list[TableView]:
+    """The table of learning speeds, where any are known."""
+    if not groups:
+        return []
+    return [
+        TableView(
+            key="table-speed",
+            title="Learning speed by how often a token occurs",
+            caption="S = 1 − AUC/T, mean over the tokens of each frequency bin. In a window that "
+            "did not see a token, its loss is the last one seen; in brackets, where it differs, S "
+            "with the next one seen instead: how much of a bin's slowness may be absence. Windows: "
+            f"the share of the windows that saw a token of the bin. {seeds}",
+            **_by_decay(
+                tables.speed_by_bin(*groups).query("tokens > 0"),
+                "count",
+                _speed_range,
+                {"windows_seen": ("windows", "{:.0%}")},
+            ),
+        )
+    ]
 
 
 def _mean_std(entry: Any) -> str:

@@ -57,7 +57,7 @@ def read_last_layer(folder: Path, num_classes: int) -> dict[str, Tensor] | None:
     path = folder / LAST_LAYER
     try:
         content = read_file(path, most_bytes=_MOST_BYTES, follow_links=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         layer = {name: value.double() for name, value in safetensors.torch.load(content).items()}

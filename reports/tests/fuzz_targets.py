@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ import jinja2
 import xarray as xr
 
 from reports import page, reading, tables
+from reports.configs import check_config
 from reports.published import is_paper_setting
 from reports.reading import NEEDED, collect, reduce_run
+from reports.shrunken import ShrunkenRun, shrink
 from reports.table_views import TableView, _seconds
 from reports.tests.studies import make_run
 from run_store import Run, run_id
@@ -144,6 +147,36 @@ def _times_of_runs(groups: object, manifests: Mapping[str, Mapping[str, Any]]) -
         _seconds(manifest)
 
 
+def _shrunken() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        make_run(Path(folder) / "study", weight_decay=0.1, seed=0, **SIZE)
+        (path,) = shrink(Path(folder) / "study", Path(folder))
+        return [path.read_bytes()]
+
+
+def _shrunken_reader(folder: Path) -> Reader:
+    """A file of the name that its config gives it, so that what follows is read too."""
+    canary = Canary(folder / "canary")
+
+    def read(content: bytes) -> None:
+        name = "0" * 12
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            name = run_id(json.loads(content)["manifest"]["config"])
+        path = folder / f"{name}.json"
+        path.write_bytes(content)
+        try:
+            run = ShrunkenRun(path)
+            check_config(run.manifest["config"])
+            reduce_run(run, run.manifest)
+        except ValueError as error:
+            canary.check(str(error))
+            raise ValueError(f"run.json: {error}") from None
+        finally:
+            path.unlink()
+
+    return read
+
+
 _NO_TABLE = TableView(key="", title="", caption="", head=(), bodies=())
 _SELDOM: dict[str, Any] = {"figure_views": _chosen_figures, "verdict_view": lambda: _NO_TABLE}
 _EVERY_TIME = _SELDOM | {
@@ -173,5 +206,9 @@ TARGETS = [
             *("reports.table_views", "reports.answer", "reports.published", "reports.ranks"),
             "reports.wording",
         ),
-    )
-]
+    ),
+    Target(
+        "report: shrunken run", _shrunken, _shrunken_reader, "run.json", mutate_json,
+        ("reports.shrunken",),
+    ),
+]  # fmt: skip

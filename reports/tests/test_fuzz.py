@@ -1,11 +1,13 @@
-"""The report of a hostile store, for a second; `make fuzz` does it at length."""
+"""What a report reads, under fire for a second; `make fuzz` does it at length."""
 
 from __future__ import annotations
 
+import pytest
+
 from reports.tests.fuzz_targets import TARGETS
-from run_store.tests.fuzzing import check
+from run_store.tests.fuzzing import Target, check
 
 
-def test_hostile_manifests_end_in_a_report_or_a_clear_error() -> None:
-    (target,) = TARGETS
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_hostile_files_end_in_a_report_or_a_clear_error(target: Target) -> None:
     check(target, 30, examples=3)
