@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from torch.nn import functional as F
 
@@ -187,6 +188,12 @@ def test_a_run_that_diverges_says_so_and_publishes_nothing(
     assert not (run.folder / "classes.nc").exists()
 
 
+# Rounding, relative: a unit in the last place of every weight after every step moved these losses
+# by 8e-7; ATen's plain and AVX2 kernels, MKL's compatible ones and a second thread by 4e-7 at most.
+# A beta2 of 0.9989 in place of 0.999 moves them by 1.3e-4.
+GOLDEN_TOLERANCE = 2e-5
+
+
 def test_golden_losses(tmp_path: Path, data: DataConfig, corpus: PreparedCorpus) -> None:
     """A change that should not change the numbers does not: compared with a file kept beside."""
     config = RunConfig(
@@ -196,7 +203,16 @@ def test_golden_losses(tmp_path: Path, data: DataConfig, corpus: PreparedCorpus)
     with attempt(run) as mine:
         train(config, corpus, mine, device=CPU)
     golden = np.loadtxt(Path(__file__).with_name("golden_losses.txt"))
-    assert [row["loss"] for row in run.scalars()] == pytest.approx(golden.tolist(), rel=2e-4)
+    losses = [row["loss"] for row in run.scalars()]
+    apart = np.abs(np.divide(losses, golden) - 1).max()
+    kernels = torch.backends.cpu.get_cpu_capability()
+    assert apart <= GOLDEN_TOLERANCE, (
+        f"the losses {losses} are off golden_losses.txt by up to {apart:.1e}, relative; another "
+        f"CPU may move them by {GOLDEN_TOLERANCE:g}. They depend on torch (first weights, order of "
+        "the data, kernels), numpy (which draws the text) and tokenizers (its merges); "
+        f"here: torch {torch.__version__} on {kernels}, numpy {np.__version__}, tokenizers "
+        f"{tokenizers.__version__}. If none of these is new, what training computes has changed."
+    )
 
 
 @pytest.mark.parametrize("model", ["openelm-tiny", "qwen2-tiny"])
