@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib import font_manager, ft2font
 from PIL import Image
 
 from reports import figures
@@ -25,6 +26,7 @@ from reports.style import ReportFigure, missing_glyphs_allowed
 from reports.tests.studies import make_study
 
 BASELINE = Path(__file__).parent / "baseline"
+DRAWN_BY = BASELINE / "drawn_by.txt"
 DRAWN = (figures.glance, *FIGURES, *CORPUS_FIGURES)
 # Of the full range; blocks of 4 x 4 pixels, so that another rasteriser's edges do not count.
 MEAN_TOLERANCE, BLOCK_TOLERANCE, BLOCKS_OFF = 0.01, 0.25, 0.01
@@ -51,14 +53,23 @@ def differs(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(apart.mean() > MEAN_TOLERANCE or (apart > BLOCK_TOLERANCE).mean() > BLOCKS_OFF)
 
 
-@pytest.mark.skipif(
-    matplotlib.__version_info__ < (3, 11),
-    reason="the images were drawn by matplotlib 3.11, before which text takes another width",
-)
+def drawn_by() -> str:
+    """What the look of text depends on: matplotlib (another width before 3.11), FreeType, fonts."""
+    font = ft2font.FT2Font(font_manager.findfont(font_manager.FontProperties()))
+    freetype = ft2font.__freetype_version__
+    return f"matplotlib {matplotlib.__version__}, FreeType {freetype}, {font.postscript_name}"
+
+
 @pytest.mark.parametrize("draw", DRAWN, ids=lambda draw: draw.__name__)
 def test_figure_looks_as_before(draw: Callable[..., ReportFigure], collection: Collection) -> None:
     baseline = np.asarray(Image.open(BASELINE / f"{draw.__name__}.png"), dtype=np.float64) / 255
-    assert not differs(looks(draw(*collection.groups)), baseline)
+    if differs(looks(draw(*collection.groups)), baseline):
+        pytest.fail(
+            f"{draw.__name__} does not look like its image. The images depend on the versions of "
+            "matplotlib and FreeType and on the font: they were drawn by "
+            f"{DRAWN_BY.read_text().strip()}, and here is {drawn_by()}. If these are alike, the "
+            "figure has changed."
+        )
 
 
 @pytest.mark.parametrize(
@@ -94,6 +105,7 @@ def _keep() -> None:
             ]
         ).groups
     BASELINE.mkdir(exist_ok=True)
+    DRAWN_BY.write_text(f"{drawn_by()}\n")
     for draw in DRAWN:
         image = Image.fromarray((255 * looks(draw(*groups))).round().astype(np.uint8))
         image.quantize(16).convert("L").save(BASELINE / f"{draw.__name__}.png", optimize=True)
