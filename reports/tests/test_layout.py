@@ -18,6 +18,7 @@ BELOW = {
     "llm_experiments": {"run_store", "frequency_bins"},
     "vision_appendix": {"run_store", "frequency_bins"},
     "reports": {"run_store", "frequency_bins", "ufm", "llm_experiments", "vision_appendix"},
+    "theory_tests": {"ufm", "frequency_bins"},
 }
 BELOW["benchmarks"] = {*BELOW}
 MOST_LINES = 450
