@@ -1,9 +1,9 @@
-"""Breaks every formula of ufm/closed_form.py once and shows that the tests go red each time.
+"""Breaks every formula of ufm/ once and shows that the tests go red each time.
 
     python -m theory_tests.mutants
 
-Each mutant is a copy of `ufm/` and `theory_tests/` in a temporary folder, with one sign, index or
-factor changed, on which the suite runs in a process of its own.
+Each mutant is a copy of `ufm/` and its tests in a temporary folder, with one sign, index or factor
+changed, on which the suite runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = Path("ufm/closed_form.py")
+CLOSED_FORM = Path("ufm/closed_form.py")
+PROBLEM, LAW, REPAIR = Path("ufm/problem.py"), Path("ufm/law.py"), Path("ufm/repair.py")
 SUITE = ("theory_tests/test_properties.py", "ufm/tests/test_closed_form.py")
+SHARING_SUITE = ("ufm/tests/test_feature_sharing.py",)
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One replacement in closed_form.py; `old` occurs exactly once in it."""
+    """One replacement in a file of ours; `old` occurs exactly once in it."""
 
     name: str
     old: str
     new: str
+    target: Path = CLOSED_FORM
 
     def source(self) -> str:
-        """The mutated text of closed_form.py."""
-        text = (ROOT / TARGET).read_text(encoding="utf-8")
+        """The mutated text of the file."""
+        text = (ROOT / self.target).read_text(encoding="utf-8")
         if text.count(self.old) != 1:
             raise ValueError(
                 f"{self.name!r}: {self.old!r} occurs {text.count(self.old)} times; expected once"
@@ -96,7 +99,9 @@ MUTANTS = (
         "torch.where(collapsed, slope, 0.0)",
     ),
     Mutant(
-        "slope: not per lambda", "slope / (decay_W * decay_H).sqrt()", "slope / (decay_W * decay_H)"
+        "slope: not per lambda",
+        "slope / (decay_W * problem.unshared_decay).sqrt()",
+        "slope / (decay_W * problem.unshared_decay)",
     ),
     Mutant("MSE: margin", "return y_minus_1 / y,", "return y_minus_1,"),
     Mutant("MSE: loss without the half", "0.5 / y.square()", "1.0 / y.square()"),
@@ -158,6 +163,36 @@ MUTANTS = (
         "problem.feature_width < active",
         "problem.feature_width + 1 < active",
     ),
+    Mutant(
+        "sharing: n_k^s for n_k^-s",
+        "self.counts**-self.feature_sharing",
+        "self.counts**self.feature_sharing",
+        PROBLEM,
+    ),
+    Mutant("sharing: none", "self.counts**-self.feature_sharing", "1.0", PROBLEM),
+    Mutant(
+        "sharing: twice in a batch",
+        "lambda_H=self.unshared_decay.reshape",
+        "lambda_H=self.feature_decay.reshape",
+        PROBLEM,
+    ),
+    Mutant(
+        "sharing: twice in a part of a batch",
+        "lambda_H=self.unshared_decay[index]",
+        "lambda_H=self.feature_decay[index]",
+        PROBLEM,
+    ),
+    Mutant("sharing: n_c without its root", "** (1.0 / (1.0 + sharing))", "** 1.0"),
+    Mutant(
+        "sharing: n_c of each class's own decay", "critical * problem.counts**sharing", "critical"
+    ),
+    Mutant("sharing: slope per decay of a sample", "problem.unshared_decay", "decay_H"),
+    Mutant("law: root for every sharing", "n ** (0.5 * (1.0 + sharing))", "n**0.5", LAW),
+    Mutant("law: n_c squared for every sharing", "2.0 / (1.0 + sharing)", "2.0", LAW),
+    Mutant("law: loss as if nothing were shared", "0.5 * (1.0 + self.feature_sharing)", "0.5", LAW),
+    Mutant("repair: average", '0.25 * sharing,\n        "equal"', '0.0,\n        "equal"', REPAIR),
+    Mutant("repair: equal", "0.5 * sharing", "0.25 * sharing", REPAIR),
+    Mutant("repair: balanced", "0.25 * sharing,\n    }", "0.5 * sharing,\n    }", REPAIR),
 )
 
 
@@ -165,12 +200,13 @@ def survives(mutant: Mutant) -> bool:
     """Whether the suite passes on the mutant, which it must not."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy = Path(folder)
-        for name in ("ufm", "theory_tests"):
+        for name in ("ufm", "theory_tests", "run_store"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "conftest.py"):
             shutil.copy(ROOT / name, copy)
-        (copy / TARGET).write_text(mutant.source(), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *SUITE]
+        (copy / mutant.target).write_text(mutant.source(), encoding="utf-8")
+        suite = SUITE if mutant.target == CLOSED_FORM else SHARING_SUITE
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *suite]
         result = subprocess.run(
             command,
             cwd=copy,

@@ -44,14 +44,20 @@ def _counts_of(classes: int) -> st.SearchStrategy[list[int]]:
     )
 
 
+def sharings() -> st.SearchStrategy[float]:
+    """feature_sharing: the paper's 0, the 1 of decayed weights, and what lies between."""
+    return st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0.0, 1.0))
+
+
 @st.composite
 def problems(draw: st.DrawFn, min_classes: int = 2, max_classes: int = 12) -> UFMProblem:
-    """A plain problem whose critical count lies anywhere from far below the rarest class to above
-    the most frequent one, at any ratio of lambda_W to lambda_H."""
+    """A plain problem, features shared or not, whose critical count lies anywhere from far below
+    the rarest class to above the most frequent one, at any ratio of lambda_W to lambda_H."""
     counts = draw(class_counts(min_classes, max_classes))
     low, high = math.log(min(counts)) - 9.0, math.log(max(counts)) + 0.5
     critical = math.exp(draw(st.floats(low, high)))
-    return with_critical_count(counts, critical, ratio=math.exp(draw(st.floats(-4.0, 4.0))))
+    ratio = math.exp(draw(st.floats(-4.0, 4.0)))
+    return with_critical_count(counts, critical, ratio=ratio, feature_sharing=draw(sharings()))
 
 
 @st.composite
@@ -61,8 +67,9 @@ def threshold_problems(draw: st.DrawFn) -> tuple[UFMProblem, UFMProblem, int]:
     index = draw(st.integers(0, len(counts) - 1))
     shift = math.exp(draw(st.floats(-18.0, -5.0)))
     ratio = math.exp(draw(st.floats(-2.0, 2.0)))
-    below = with_critical_count(counts, counts[index] * (1 - shift), ratio=ratio)
-    above = with_critical_count(counts, counts[index] * (1 + shift), ratio=ratio)
+    fields = {"ratio": ratio, "feature_sharing": draw(sharings())}
+    below = with_critical_count(counts, counts[index] * (1 - shift), **fields)
+    above = with_critical_count(counts, counts[index] * (1 + shift), **fields)
     return below, above, index
 
 
@@ -99,15 +106,21 @@ def candidates(draw: st.DrawFn, problem: UFMProblem) -> tuple[Tensor, Tensor]:
 
 
 def with_critical_count(
-    counts: list[int], critical_count: float, *, ratio: float = 1.0, **fields: Any
+    counts: list[int],
+    critical_count: float,
+    *,
+    ratio: float = 1.0,
+    feature_sharing: float = 0.0,
+    **fields: Any,
 ) -> UFMProblem:
     """The problem with these counts, this n_c and lambda_W / lambda_H = ratio."""
     V, N = len(counts), sum(counts)
-    geometric = math.sqrt(critical_count * (V - 1) / V) / N
+    geometric = critical_count ** ((1 + feature_sharing) / 2) * math.sqrt((V - 1) / V) / N
     return UFMProblem(
         class_counts=counts,
         lambda_W=geometric * math.sqrt(ratio),
         lambda_H=geometric / math.sqrt(ratio),
+        feature_sharing=feature_sharing,
         **fields,
     )
 

@@ -1,7 +1,8 @@
 """Each algebraic step of the theory proved with sympy, each printed formula refuted by a number.
 
 Symbols: V classes, n samples of a class, N samples, x = lambda_W, y = lambda_H, M the margin,
-r = sqrt(n) / (N c) with c = sqrt((V-1)/V x y). `zero(e)` proves e = 0 by simplification.
+r = sqrt(n) / (N c) with c = sqrt((V-1)/V x y), s the feature_sharing. `zero(e)` proves e = 0 by
+simplification.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ c = sp.sqrt((V - 1) / V * x * y)
 R = sp.sqrt(n) / (N * c)
 MARGIN = sp.log((V - 1) * (r - 1))
 CRITICAL = x * y * N**2 * V / (V - 1)
+s = sp.Symbol("s", nonnegative=True)
+SHARED = {y: y * n**-s}
+R_SHARED = n ** ((1 + s) / 2) / (N * c)
+CRITICAL_SHARED = (N * c * V / (V - 1)) ** (2 / (1 + s))
 
 
 def zero(expression: sp.Expr) -> bool:
-    """Whether it is identically zero for V = 1 + v, r = 1 + s (v, s > 0; keeps roots real)."""
-    v, s = sp.symbols("v s", positive=True)
-    expression = sp.expand_log(expression.subs({V: 1 + v, r: 1 + s}), force=True)
+    """Whether it is identically zero for V = 1 + v, r = 1 + q (v, q > 0; keeps roots real)."""
+    v, q = sp.symbols("v q", positive=True)
+    expression = sp.expand_log(expression.subs({V: 1 + v, r: 1 + q}), force=True)
     return sp.simplify(sp.powdenest(expression, force=True)) == 0
 
 
@@ -221,15 +226,64 @@ def test_loss_weights_that_equalise():
     assert sp.diff(sp.simplify(a * R), n) == 0
 
 
-@pytest.mark.parametrize(("importance", "exponent"), [(1, (1, 4)), (0, (3, 4))])
+@pytest.mark.parametrize(("importance", "exponent"), [(1, (1 + s) / 4), (0, (3 + s) / 4)])
 def test_optimal_exponents_at_weak_decay(importance, exponent):
     # loss_k -> 1 / (a_k r_k); minimise sum n^importance loss under sum a n = N: stationary where
-    # d/da of both terms are proportional over classes.
+    # d/da of both terms are proportional over classes. Convex in a, so this is the minimum.
     a = sp.Symbol("a", positive=True)
-    gain = sp.diff(n**importance / (a * sp.sqrt(n)), a)
+    loss = n**importance / (a * R_SHARED)
     price = sp.diff(a * n, a)
-    ratio = (gain / price).subs(a, n ** -sp.Rational(*exponent))
+    ratio = (sp.diff(loss, a) / price).subs(a, n**-exponent)
     assert sp.diff(sp.simplify(ratio), n) == 0
+    assert sp.diff(loss, a, 2).subs(V, 1 + t).is_positive
+    at_zero = sp.Rational(1, 4) if importance else sp.Rational(3, 4)
+    assert exponent.subs(s, 0) == at_zero
+
+
+def test_sharing_puts_its_decay_into_every_formula():
+    # lambda_H n^-s for lambda_H turns sqrt(n) into n^((1+s)/2), and n_c into the shared one.
+    assert zero(R.subs(SHARED) - R_SHARED)
+    assert zero(R_SHARED.subs(n, CRITICAL_SHARED) - V / (V - 1))
+    law = (1 - 1 / V) * (CRITICAL_SHARED / n) ** ((1 + s) / 2)
+    assert zero(1 / R_SHARED - law)
+    for sharing, count in ((0, CRITICAL), (1, N * sp.sqrt(x * y * V / (V - 1)))):
+        assert zero(CRITICAL_SHARED.subs(s, sharing) - count)
+    feature = sp.sqrt(x * (V - 1) / (y * V * n)) * M
+    shared = sp.sqrt(x * (V - 1) / (y * V)) * n ** ((s - 1) / 2) * M
+    assert zero(feature.subs(SHARED) - shared)
+    gauge = sp.sqrt(x * y * n).subs(SHARED)
+    assert zero(gauge - sp.sqrt(x * y) * n ** ((1 - s) / 2))
+
+
+def test_the_slope_where_features_are_shared():
+    lam = sp.Symbol("lambda", positive=True)
+    root = R_SHARED.subs({x: lam, y: lam})
+    assert zero(sp.diff(-sp.log(1 - 1 / root), lam) - 1 / (lam * (root - 1)))
+
+
+def test_contexts_that_each_pay_once_share_like_s():
+    # m equally frequent contexts a class, a feature each that costs y once: their columns g are
+    # equal, so |sum b_c g_c| <= |b| for all b >= 0 iff m |g|^2 <= 1. With m = n^(1-s).
+    m, miss = sp.symbols("m miss", positive=True)
+    column = n / (m * N) / sp.sqrt(x * y) * miss * sp.sqrt(V / (V - 1))
+    (tight,) = sp.solve(m * column**2 - 1, miss)
+    assert zero(tight - sp.sqrt(m) * N * c / n)
+    assert zero(1 / tight.subs(m, n ** (1 - s)) - R_SHARED)
+
+
+def test_the_equal_repair_where_features_are_shared():
+    # a = N n^(-(1+s)/2) / S keeps sum a n = N with S = sum of n_j^((1-s)/2), and 1/(a r) = c S.
+    S = sp.Symbol("S", positive=True)
+    a = N * n ** (-(1 + s) / 2) / S
+    assert zero(a * n - N / S * n ** ((1 - s) / 2))
+    assert zero(1 / (a * R_SHARED) - c * S)
+    # At c S = (V-1)/V all classes are at the threshold.
+    assert zero((a * R_SHARED).subs(S, (V - 1) / V / c) - V / (V - 1))
+
+
+def test_the_classifier_is_the_centred_features_where_a_class_pays_once():
+    weight = sp.sqrt(y * n).subs(SHARED)
+    assert sp.diff(sp.simplify(weight.subs(s, 1)), n) == 0
 
 
 def test_printed_objective_contradicts_the_feature_norm():

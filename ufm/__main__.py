@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
 import tyro
@@ -22,8 +22,8 @@ from ufm.closed_form import closed_form
 from ufm.counts_file import count_words, read_counts
 from ufm.files import check_folder, write_csv
 from ufm.phase_diagram.grid import Part, PhaseGrid, report_diagram, solve_points
-from ufm.problem import UFMProblem, usable_device
-from ufm.repair import repair_weights
+from ufm.problem import UFMProblem, checked_sharing, usable_device
+from ufm.repair import Goal, repair_exponent, repair_weights
 from ufm.solver import NotCertifiedError, Solution, solve
 from ufm.solver.search import UNFINISHED
 from ufm.verification import Claim, verify
@@ -42,6 +42,8 @@ class Verify:
     """Of the random starts."""
     counts: Path | None = None
     """Class counts of a real corpus, for the claim of Section 4.1 (see `predict`)."""
+    feature_sharing: float = 0.0
+    """s in [0, 1]: every formula with lambda_H n_k^-s for lambda_H."""
     output: Path | None = None
     """Also write the table here, as CSV."""
 
@@ -56,14 +58,16 @@ class Solve:
     """Decay of the classifier: one, or one a row."""
     lambda_H: tuple[float, ...]
     """Decay of the features: one, or one a class."""
+    feature_sharing: float = 0.0
+    """s in [0, 1]: 0 decays every sample's feature, 1 weights (a class's feature once)."""
     width: int | None = None
     """Feature width; default the number of classes."""
     label_smoothing: float = 0.0
     """e in [0, 1)."""
     loss: str = "cross_entropy"
     """cross_entropy or mse."""
-    loss_weight_exponent: float = 0.0
-    """g of the loss weights n_k^-g."""
+    loss_weight_exponent: float | Goal = 0.0
+    """g of the loss weights n_k^-g, or what they are for."""
     nonnegative: bool = True
     """H >= 0, or free features."""
     bias: bool = False
@@ -90,10 +94,12 @@ class Predict:
     """Decay of the classifier."""
     lambda_H: float | None = None
     """Decay of the features; default lambda_W."""
+    feature_sharing: float = 0.0
+    """s in [0, 1]: 0 decays every sample's feature, 1 weights (a class's feature once)."""
     critical_count: float | None = None
     """Or n_c itself, as fitted to a run."""
-    loss_weight_exponent: float = 0.0
-    """g of the loss weights n_k^-g."""
+    loss_weight_exponent: float | Goal = 0.0
+    """g of the loss weights n_k^-g, or what they are for."""
     output: Path | None = None
     """Write label, count, loss, learned of every token here, as CSV."""
 
@@ -162,10 +168,15 @@ def _options(argv: list[str]) -> Verify | Solve | Predict | Phase:
 
 
 def _verify(options: Verify) -> int:
-    claims = verify(device=options.device, seed=options.seed)
+    claims = verify(
+        device=options.device, seed=options.seed, feature_sharing=options.feature_sharing
+    )
     if options.counts is not None:
         claims.append(_coverage_claim(options.counts))
-    table = Table(title="Claims against certified solves (relative errors; counterexamples)")
+    title = "Claims against certified solves (relative errors; counterexamples)"
+    if options.feature_sharing:
+        title += f", lH n_k^-{options.feature_sharing:g} in place of lH"
+    table = Table(title=title)
     header = ["claim", "where", "as printed", "corrected", "error printed", "error corrected"]
     for name in (*header, "verdict"):
         table.add_column(name, overflow="fold")
@@ -212,11 +223,16 @@ def _coverage_claim(path: Path) -> Claim:
 def _solve(options: Solve) -> int:
     weights = None
     if options.loss_weight_exponent:
-        weights = repair_weights(options.class_counts, options.loss_weight_exponent)
+        weights = repair_weights(
+            options.class_counts,
+            options.loss_weight_exponent,
+            feature_sharing=options.feature_sharing,
+        )
     problem = UFMProblem(
         class_counts=options.class_counts,
         lambda_W=_one_or_all(options.lambda_W),
         lambda_H=_one_or_all(options.lambda_H),
+        feature_sharing=options.feature_sharing,
         loss_weights=weights,
         label_smoothing=options.label_smoothing,
         loss=options.loss,
@@ -265,9 +281,15 @@ def _predict(options: Predict) -> int:
     lambda_W, lambda_H = _decays_of(options, present)
     weights = None
     if options.loss_weight_exponent:
-        weights = repair_weights(present, options.loss_weight_exponent)
+        weights = repair_weights(
+            present, options.loss_weight_exponent, feature_sharing=options.feature_sharing
+        )
     problem = UFMProblem(
-        class_counts=present, lambda_W=lambda_W, lambda_H=lambda_H, loss_weights=weights
+        class_counts=present,
+        lambda_W=lambda_W,
+        lambda_H=lambda_H,
+        feature_sharing=options.feature_sharing,
+        loss_weights=weights,
     )
     result = closed_form(problem)
     share = problem.counts / problem.counts.sum()
@@ -282,6 +304,7 @@ def _predict(options: Predict) -> int:
     )
     print(f"average loss   {float((share * result.loss).sum()):.6g} nats")
     print(f"balanced loss  {float(result.loss.mean()):.6g} nats")
+    print(f"loss weights   {_repairs(options.feature_sharing)}")
     if options.output is not None:
         losses, learned = result.loss.tolist(), (~neglected).tolist()
         rows = (
@@ -290,6 +313,16 @@ def _predict(options: Predict) -> int:
         write_csv(options.output, ["label", "count", "loss", "learned"], rows)
         print(f"wrote          {options.output}")
     return 0
+
+
+def _repairs(feature_sharing: float) -> str:
+    average, equal, balanced = (
+        f"{repair_exponent(goal, feature_sharing):g}" for goal in get_args(Goal)
+    )
+    return (
+        f"count^-g with g = {average} is best for the average loss, {balanced} for the balanced "
+        f"one (weak decay); {equal} makes all losses equal"
+    )
 
 
 def _counts_of(options: Predict) -> tuple[list[str], list[int]]:
@@ -314,7 +347,8 @@ def _decays_of(options: Predict, counts: Tensor) -> tuple[float, float]:
     if len(counts) < 2:
         raise ValueError(f"{len(counts)} class occurs; expected at least two")
     V, N = len(counts), float(counts.sum())
-    geometric = (options.critical_count * (V - 1) / V) ** 0.5 / N
+    power = 0.5 * (1.0 + checked_sharing(options.feature_sharing))
+    geometric = options.critical_count**power * ((V - 1) / V) ** 0.5 / N
     return geometric, geometric
 
 

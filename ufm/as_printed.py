@@ -1,7 +1,8 @@
 """The paper's formulas to the letter, errors included; only to show how far off they are.
 
 Each function names the place in arXiv 2410.11985 and what ufm/THEORY.md, section 5, corrects.
-`closed_form` holds the corrected ones. All take one plain problem (cross-entropy, scalar decays).
+`closed_form` holds the corrected ones. All take one plain problem (cross-entropy, scalar decays);
+where it shares features, lambda_H n_k^-s stands for lambda_H.
 """
 
 from __future__ import annotations
@@ -33,23 +34,25 @@ def objective(
 
 def margin(problem: UFMProblem) -> Float[Tensor, " V"]:
     """M_k, Section 5: the root covers only (V-1)/V, not lambda_W lambda_H."""
-    V, N, lambda_W, lambda_H = _plain(problem)
-    ratio = problem.counts.sqrt() / (N * math.sqrt((V - 1) / V) * lambda_W * lambda_H)
+    V, N, lambda_W, _ = _plain(problem)
+    decays = lambda_W * problem.feature_decay
+    ratio = problem.counts.sqrt() / (N * math.sqrt((V - 1) / V) * decays)
     inside = (V - 1) * (ratio - 1.0)
     return torch.where(inside > 1.0, inside, 1.0).log()
 
 
 def weight_norm_sq(problem: UFMProblem, margin: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
     """(d), Section 5, at a given margin: the last sum runs over all j, k included."""
-    V, _, lambda_W, lambda_H = _plain(problem)
-    term = problem.counts.sqrt() * margin
-    return math.sqrt(lambda_H / (lambda_W * V**3 * (V - 1))) * ((V - 1) ** 2 * term + term.sum())
+    V, _, lambda_W, _ = _plain(problem)
+    term = (problem.feature_decay * problem.counts).sqrt() * margin
+    return ((V - 1) ** 2 * term + term.sum()) / math.sqrt(lambda_W * V**3 * (V - 1))
 
 
 def critical_count(problem: UFMProblem) -> float:
     """Corollary 4.6 as used in Section 5: lambda_W lambda_H N^2 (V-1)/V, for V/(V-1)."""
     V, N, lambda_W, lambda_H = _plain(problem)
-    return lambda_W * lambda_H * N**2 * (V - 1) / V
+    power = 1.0 / (1.0 + problem.feature_sharing)
+    return float((lambda_W * lambda_H * N**2 * (V - 1) / V) ** power)
 
 
 def collapsed(problem: UFMProblem) -> Bool[Tensor, " V"]:
@@ -82,8 +85,9 @@ def loss_slope(
     if lambda_W != lambda_H:
         raise ValueError(f"lambda_W = {lambda_W} and lambda_H = {lambda_H}; expected equal ones")
     common = (torch.softmax(margin / V**2, 0) * margin_slope / V**2).sum()
-    root = (problem.counts * V - lambda_W * N * math.sqrt(V - 1)).sqrt()
-    own = 1.0 / lambda_W + N * math.sqrt(V - 1) / root
+    per_lambda = N * math.sqrt(V - 1) * problem.counts ** (-0.5 * problem.feature_sharing)
+    root = (problem.counts * V - lambda_W * per_lambda).sqrt()
+    own = 1.0 / lambda_W + per_lambda / root
     learned = problem.class_counts > critical_count(problem)
     return common + torch.where(learned, own, 0.0)
 

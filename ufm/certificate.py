@@ -1,6 +1,6 @@
 """How far a candidate (W, H) of the UFM can be from the global minimum, without knowing it.
 
-Put g_k = mass_k (q_k - p_k) / sqrt(lambda_W lambda_H[k] n_k), the columns of G. Every G with
+Put g_k = mass_k (q_k - p_k) / sqrt(lambda_W feature_decay[k] n_k), the columns of G. Every G with
 |G b| <= |b| for all b >= 0 gives a lower bound on F (ufm/THEORY.md, section 3); a candidate's own
 G, shrunk by the least s that makes it so, gives one that is tight at the minimum.
 """

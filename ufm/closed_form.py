@@ -1,7 +1,7 @@
 """The global minimum of the UFM in closed form (ufm/THEORY.md, sections 2 and 6), in float64.
 
-Everything follows from y_k = sqrt(n_k / n_c[k]): class k is active iff y_k > 1. The per-class
-critical count n_c[k] carries the decays, the loss weights and the label smoothing.
+Everything follows from y_k = sqrt(n_k / critical[k]): class k is active iff y_k > 1. critical[k]
+carries the decays (what one sample of the class costs), the loss weights and the label smoothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class ClosedForm:
 
     problem: UFMProblem
     critical_count: Float[Tensor, ...]
-    """n_c: class k is learned iff n_k > n_c. One number a problem, or one a class where
-    loss_weights or lambda_H differ between the classes."""
+    """n_c: class k is learned iff n_k > n_c, y_k = (n_k / n_c)^((1 + feature_sharing) / 2). One
+    number a problem, or one a class where loss_weights or lambda_H differ between the classes."""
     collapsed: Bool[Tensor, "*batch V"]
     """mu_k = 0: the class is not learned."""
     margin: Float[Tensor, "*batch V"]
@@ -80,8 +80,9 @@ class ClosedForm:
 def closed_form(problem: UFMProblem) -> ClosedForm:
     """The global minimum of `problem` in O(V) (ufm/THEORY.md, section 2; variants: section 6).
 
-    M_k = log(1 + V (y_k - 1) / (1 + e y_k / (1 - e))) with y_k = sqrt(n_k / n_c); for e = 0 this is
-    log((V-1)(r_k - 1)), written so that nothing cancels at the threshold or at large V.
+    M_k = log(1 + V (y_k - 1) / (1 + e y_k / (1 - e))), y_k = (n_k / n_c)^((1 + s) / 2) with s the
+    feature_sharing; for e = 0 this is log((V-1)(r_k - 1)), written so that nothing cancels at the
+    threshold or at large V.
     loss_k = log(1 + (V-1) e^-M_k) + e (V-1)/V M_k. MSE: W mu_k = (1 - 1/y_k) e_k.
 
     Raises ValueError where no closed form is known: row-wise lambda_W, a bias, free features under
@@ -107,11 +108,11 @@ def closed_form(problem: UFMProblem) -> ClosedForm:
     spectrum = gauge * margin * direction_norm
     return ClosedForm(
         problem=problem,
-        critical_count=_one_number_if_equal(problem, critical),
+        critical_count=_where_learning_starts(problem, critical),
         collapsed=collapsed,
         margin=margin,
         loss=loss,
-        loss_slope=slope / (decay_W * decay_H).sqrt(),
+        loss_slope=slope / (decay_W * problem.unshared_decay).sqrt(),
         feature_norm_sq=spectrum / (decay_H * counts),
         weight_norm_sq=_weight_norm_sq(problem, spectrum) / decay_W,
         objective=(problem.mass * loss + spectrum).sum(-1),
@@ -145,7 +146,8 @@ def _check_width(problem: UFMProblem, collapsed: Bool[Tensor, "*batch V"]) -> No
 
 
 def _critical_count(problem: UFMProblem) -> Float[Tensor, "*batch V"]:
-    """n_c[k] = lambda_W lambda_H[k] N^2 V/(V-1) / (a_k (1 - e))^2; without V/(V-1) for MSE."""
+    """critical[k] = lambda_W lambda_H[k] n_k^-s N^2 V/(V-1) / (a_k (1 - e))^2; without V/(V-1) for
+    MSE. It is the n_c of `ClosedForm` where s = 0."""
     total = problem.num_samples.to(torch.float64).unsqueeze(-1)
     critical = (problem.row_decay.sqrt() * problem.feature_decay.sqrt() * total).square()
     if problem.loss == "cross_entropy":
@@ -155,7 +157,10 @@ def _critical_count(problem: UFMProblem) -> Float[Tensor, "*batch V"]:
     return critical / (1.0 - problem.label_smoothing) ** 2
 
 
-def _one_number_if_equal(problem: UFMProblem, critical: Float[Tensor, "*batch V"]) -> Tensor:
+def _where_learning_starts(problem: UFMProblem, critical: Float[Tensor, "*batch V"]) -> Tensor:
+    """n_c: the count that equals its own critical[k], n for n_k in n_k^-s."""
+    sharing = problem.feature_sharing
+    critical = (critical * problem.counts**sharing) ** (1.0 / (1.0 + sharing))
     per_class_decay = isinstance(problem.lambda_H, Tensor) and problem.lambda_H.shape[-1:] != (1,)
     if problem.loss_weights is not None or per_class_decay:
         return critical

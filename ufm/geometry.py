@@ -42,8 +42,9 @@ class Geometry:
     """Largest |cosine| between the means of two active classes: the frame that is right with
     H >= 0."""
     self_duality: float
-    """NC3: |W/|W| - M'/|M'||_F with M the class means less their global mean. Not 0 under
-    imbalance: W is then the centred sqrt(n_k) mu_k (ufm/THEORY.md, section 5)."""
+    """NC3: |W/|W| - M'/|M'||_F with M the class means less their global mean. Under imbalance 0
+    where feature_sharing s is 1 only: W is the centred n_k^((1-s)/2) mu_k (ufm/THEORY.md, sections
+    5 and 6)."""
     margin: Float[Tensor, " V"]
     """Least logit of the own class less the largest of the others, over the samples of a class."""
     rank: int

@@ -1,4 +1,5 @@
-"""The law loss = -log(1 - (1 - 1/V) sqrt(n_c / n)) fitted to observed losses: one number, n_c."""
+"""The law loss = -log(1 - (1 - 1/V) (n_c / n)^((1 + s) / 2)) fitted to observed losses: one number,
+n_c, at a given feature_sharing s."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ufm.problem import as_tensor
+from ufm.problem import as_tensor, checked_sharing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,11 +27,13 @@ class CriticalCountFit:
     residuals: Float[Tensor, " V"]
     """u observed less u fitted; NaN for classes left out."""
     vocab_size: int
+    feature_sharing: float = 0.0
 
     def loss(self, counts: Sequence[Any] | np.ndarray | Tensor) -> Float[Tensor, ...]:
         """The fitted loss in nats at any counts >= 0; log V from n_c down."""
-        values = as_tensor("counts", counts).to(torch.float64)
-        return -torch.log1p(-_law(math.sqrt(self.critical_count), values.sqrt(), self.vocab_size))
+        power = 0.5 * (1.0 + self.feature_sharing)
+        values = as_tensor("counts", counts).to(torch.float64) ** power
+        return -torch.log1p(-_law(self.critical_count**power, values, self.vocab_size))
 
 
 def fit_critical_count(
@@ -39,16 +42,18 @@ def fit_critical_count(
     *,
     vocab_size: float | int,
     weights: Sequence[Any] | np.ndarray | Tensor | None = None,
+    feature_sharing: float | int = 0.0,
 ) -> CriticalCountFit:
-    """Exact global least squares of u = (1 - 1/V) min(1, sqrt(n_c / n)).
+    """Exact global least squares of u = (1 - 1/V) min(1, (n_c / n)^((1 + feature_sharing) / 2)).
 
     counts: (V,) training counts; losses: (V,) mean losses in nats; weights: (V,) >= 0, default
-    ones. Classes with count 0, NaN loss or weight 0 are left out. In sqrt(n_c) the sum of squares
-    is a parabola between neighbouring counts, so its minimum is found exactly. Where every class is
-    at chance, n_c is the largest count (the least value with that fit). Source: ufm/THEORY.md,
-    section 2.
+    ones. Classes with count 0, NaN loss or weight 0 are left out. In that power of n_c the sum of
+    squares is a parabola between neighbouring counts, so its minimum is found exactly. Where every
+    class is at chance, n_c is the largest count (the least value with that fit). Source:
+    ufm/THEORY.md, sections 2 and 6.
 
-    Raises ValueError on shapes that differ, negative or infinite values, or no class left.
+    Raises ValueError on feature_sharing outside [0, 1], shapes that differ, negative or infinite
+    values, or no class left.
     """
     if not (vocab_size >= 2 and vocab_size % 1 == 0):
         raise ValueError(f"vocab_size is {vocab_size}; expected a whole number >= 2")
@@ -64,14 +69,16 @@ def fit_critical_count(
     if not bool(used.any()):
         raise ValueError("no class has a count > 0, a loss and a weight; expected at least one")
     observed = -torch.expm1(-loss)
-    vocab_size = int(vocab_size)
-    root = _best_root(n[used].sqrt(), observed[used], weight[used], vocab_size)
-    residuals = torch.where(used, observed - _law(root, n.sqrt(), vocab_size), torch.nan)
+    vocab_size, sharing = int(vocab_size), checked_sharing(feature_sharing)
+    roots = n ** (0.5 * (1.0 + sharing))
+    root = _best_root(roots[used], observed[used], weight[used], vocab_size)
+    residuals = torch.where(used, observed - _law(root, roots, vocab_size), torch.nan)
     return CriticalCountFit(
-        critical_count=root**2,
+        critical_count=root ** (2.0 / (1.0 + sharing)),
         r_squared=_r_squared(observed[used], residuals[used], weight[used]),
         residuals=residuals,
         vocab_size=vocab_size,
+        feature_sharing=sharing,
     )
 
 
@@ -86,7 +93,7 @@ def _best_root(
     weight: Float[Tensor, " M"],
     vocab_size: int,
 ) -> float:
-    """sqrt(n_c) of the least sum of squares."""
+    """sqrt(n_c) of the least sum of squares (for other roots of the counts, that root of n_c)."""
     ceiling = 1.0 - 1.0 / vocab_size
     order = root_counts.argsort()
     s, u, w = root_counts[order], observed[order], weight[order]

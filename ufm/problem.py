@@ -24,15 +24,19 @@ class UFMProblem:
     """V classes with n_k samples each, every sample a free feature h_ki, one linear classifier W.
 
         F(W, H) = (1/N) sum_k a_k sum_i CE(W h_ki, q_k)
-                  + 1/2 sum_j lambda_W[j] |w_j|^2 + 1/2 sum_k lambda_H[k] sum_i |h_ki|^2,   H >= 0
+                  + 1/2 sum_j lambda_W[j] |w_j|^2 + 1/2 sum_k lambda_H[k] n_k^-s sum_i |h_ki|^2
 
-    with N = sum_k n_k. Source: Eq. (1) of the paper with the 1/2 that its (c) needs (Dang et al.,
-    2024). A leading batch dimension of `class_counts` makes a batch of problems; everything else
-    broadcasts against it, so one scalar a problem has shape (B, 1).
+    over W and H >= 0, with N = sum_k n_k and s the feature_sharing. Source: Eq. (1) of the paper
+    (s = 0) with the 1/2 that its (c) needs (Dang et al., 2024). A leading batch dimension of
+    `class_counts` makes a batch of problems; everything else broadcasts against it, so one scalar a
+    problem has shape (B, 1).
 
     class_counts: (..., V) samples of each class, whole numbers >= 1, V >= 2.
     lambda_W: decay of the classifier, > 0; a scalar, or (..., V) one a row.
     lambda_H: decay of the features, > 0; a scalar, or (..., V) one a class.
+    feature_sharing: s in [0, 1]. 0 is the paper's model, which decays every sample's feature; 1 is
+        a network's, which decays weights: a class pays for its feature once (ufm/THEORY.md,
+        section 6).
     loss_weights: (..., V) weights a_k > 0, scaled here so that sum_k a_k n_k = N; None is all ones.
     label_smoothing: e in [0, 1); the target is q_k = (1 - e) e_k + e / V.
     loss: "cross_entropy", or "mse" for |W h - e_k|^2 / 2.
@@ -46,6 +50,7 @@ class UFMProblem:
     class_counts: Int[Tensor, "*batch V"]
     lambda_W: float | Float[Tensor, "*#batch #V"]
     lambda_H: float | Float[Tensor, "*#batch #V"]
+    feature_sharing: float
     loss_weights: Float[Tensor, "*batch V"] | None
     label_smoothing: float
     loss: LossName
@@ -59,6 +64,7 @@ class UFMProblem:
         class_counts: Numbers,
         lambda_W: Numbers,
         lambda_H: Numbers,
+        feature_sharing: float | int = 0.0,
         loss_weights: Numbers | None = None,
         label_smoothing: float | int = 0.0,
         loss: str = "cross_entropy",
@@ -89,6 +95,7 @@ class UFMProblem:
             "class_counts": counts,
             "lambda_W": _scalar_or_tensor("lambda_W", lambda_W, shape, counts.device),
             "lambda_H": _scalar_or_tensor("lambda_H", lambda_H, shape, counts.device),
+            "feature_sharing": checked_sharing(feature_sharing),
             "loss_weights": weights,
             "label_smoothing": float(label_smoothing),
             "loss": loss,
@@ -137,9 +144,14 @@ class UFMProblem:
         return _spread(self.lambda_W, self.class_counts)
 
     @cached_property
-    def feature_decay(self) -> Float[Tensor, "*batch V"]:
-        """lambda_H of each class (of one sample)."""
+    def unshared_decay(self) -> Float[Tensor, "*batch V"]:
+        """lambda_H of each class, as given."""
         return _spread(self.lambda_H, self.class_counts)
+
+    @cached_property
+    def feature_decay(self) -> Float[Tensor, "*batch V"]:
+        """What the feature of one sample of each class costs: lambda_H[k] n_k^-s."""
+        return self.unshared_decay * self.counts**-self.feature_sharing
 
     @cached_property
     def mass(self) -> Float[Tensor, "*batch V"]:
@@ -149,7 +161,7 @@ class UFMProblem:
 
     @cached_property
     def pull(self) -> Float[Tensor, "*batch V"]:
-        """a_k sqrt(n_k) / (N sqrt(lambda_W lambda_H[k])): loss gradient per unit of decay.
+        """a_k sqrt(n_k) / (N sqrt(lambda_W feature_decay[k])): loss gradient per unit of decay.
 
         With r_k of ufm/THEORY.md, section 1, it is r_k sqrt((V-1)/V). Row-wise lambda_W enters by
         its smallest value.
@@ -172,7 +184,7 @@ class UFMProblem:
         return self.replace(
             class_counts=self.class_counts.reshape(-1, classes),
             lambda_W=self.row_decay.reshape(-1, classes),
-            lambda_H=self.feature_decay.reshape(-1, classes),
+            lambda_H=self.unshared_decay.reshape(-1, classes),
             loss_weights=None if weights is None else weights.reshape(-1, classes),
         )
 
@@ -182,7 +194,7 @@ class UFMProblem:
         return self.replace(
             class_counts=self.class_counts[index],
             lambda_W=self.row_decay[index],
-            lambda_H=self.feature_decay[index],
+            lambda_H=self.unshared_decay[index],
             loss_weights=None if weights is None else weights[index],
         )
 
@@ -190,6 +202,17 @@ class UFMProblem:
     def is_rowwise(self) -> bool:
         """Whether lambda_W differs between the rows of W."""
         return bool((self.row_decay != self.row_decay[..., :1]).any())
+
+
+def checked_sharing(feature_sharing: float | int) -> float:
+    """s as a float; ValueError unless it is a number in [0, 1]."""
+    try:
+        inside = 0.0 <= float(feature_sharing) <= 1.0
+    except (TypeError, ValueError):
+        inside = False
+    if not inside:
+        raise ValueError(f"feature_sharing is {feature_sharing!r}; expected 0 <= value <= 1")
+    return float(feature_sharing)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ufm.problem import as_tensor
+from ufm.problem import as_tensor, checked_sharing
 
 AVERAGE_EXPONENT = 0.25
 """a_k ~ n_k^-1/4 makes the average loss least, in the limit of weak decay (n_c far below n_k)."""
@@ -21,15 +21,45 @@ BALANCED_EXPONENT = 0.75
 """a_k ~ n_k^-3/4 makes the class-balanced loss least, in the limit of weak decay. Above one
 half, the most frequent classes are the first to collapse."""
 
+Goal: TypeAlias = Literal["average", "equal", "balanced"]
+"""What a repair is for: the least average loss, equal losses, the least class-balanced loss."""
+
+
+def repair_exponent(goal: Goal, feature_sharing: float | int = 0.0) -> float:
+    """g of the loss weights n_k^-g that reach the goal where features are decayed with this s.
+
+    (1 + s)/4 for the least average loss and (3 + s)/4 for the least class-balanced one, in the
+    limit of weak decay; (1 + s)/2 for equal losses, exactly, until all classes collapse at once.
+    Source: ufm/THEORY.md, section 6.
+
+    Raises ValueError for another goal, or s outside [0, 1].
+    """
+    sharing = checked_sharing(feature_sharing)
+    exponents = {
+        "average": AVERAGE_EXPONENT + 0.25 * sharing,
+        "equal": EQUAL_EXPONENT + 0.5 * sharing,
+        "balanced": BALANCED_EXPONENT + 0.25 * sharing,
+    }
+    if goal not in exponents:
+        raise ValueError(f"goal is {goal!r}; expected one of {', '.join(exponents)}")
+    return exponents[goal]
+
 
 def repair_weights(
-    class_counts: Sequence[Any] | np.ndarray | Tensor, exponent: float | int
+    class_counts: Sequence[Any] | np.ndarray | Tensor,
+    exponent: float | int | Goal,
+    *,
+    feature_sharing: float | int = 0.0,
 ) -> Float[Tensor, " V"]:
     """Loss weights a_k ~ n_k^-exponent with sum_k a_k n_k = N; 0 for classes that never occur.
 
-    Raises ValueError for counts that are negative, not whole or all zero, or an exponent that is
-    not finite.
+    exponent: a number, or a goal, whose exponent `repair_exponent` gives for this feature_sharing.
+
+    Raises ValueError for counts that are negative, not whole or all zero, an exponent that is
+    neither finite nor a goal, or feature_sharing outside [0, 1].
     """
+    if isinstance(exponent, str):
+        exponent = repair_exponent(exponent, feature_sharing)
     counts = as_tensor("class_counts", class_counts).to(torch.float64)
     if counts.ndim != 1:
         raise ValueError(f"class_counts has shape {tuple(counts.shape)}; expected one a class")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ufm import as_printed
 from ufm.closed_form import closed_form
 from ufm.geometry import neural_collapse
-from ufm.problem import UFMProblem
+from ufm.problem import UFMProblem, checked_sharing
 from ufm.solver import Solution, solve
 
 HOLDS_BELOW = 1e-6
@@ -68,12 +68,20 @@ class _Case:
         return own - (logits.sum(0) - own) / (len(own) - 1)
 
 
-def verify(*, device: str | torch.device | None = None, seed: int = 0) -> list[Claim]:
+def verify(
+    *,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    feature_sharing: float | int = 0.0,
+) -> list[Claim]:
     """Solve the test problems from random starts and measure every claim on them.
+
+    With feature_sharing, every formula has lambda_H n_k^-s for lambda_H, and the same verdict.
 
     Raises NotCertifiedError if a solve ends without its certificate.
     """
-    cases = [_case(problem, device, seed) for problem in _problems()]
+    sharing = checked_sharing(feature_sharing)
+    cases = [_case(_shared(problem, sharing), device, seed) for problem in _problems()]
     rows: list[Callable[[list[_Case]], Claim]] = [
         _objective,
         _within_class_collapse,
@@ -88,8 +96,8 @@ def verify(*, device: str | torch.device | None = None, seed: int = 0) -> list[C
         _losses,
     ]
     claims = [row(cases) for row in rows]
-    claims.append(_slope(device, seed))
-    claims.extend(_conclusions(device, seed))
+    claims.append(_slope(device, seed, sharing))
+    claims.extend(_conclusions(device, seed, sharing))
     return claims
 
 
@@ -101,6 +109,13 @@ def _problems() -> list[UFMProblem]:
         UFMProblem(class_counts=[60, 30, 12, 5, 1], lambda_W=4e-3, lambda_H=9e-3),
         UFMProblem(class_counts=[30] * 6 + [3] * 6, lambda_W=6e-3, lambda_H=1e-3),
     ]
+
+
+def _shared(problem: UFMProblem, sharing: float) -> UFMProblem:
+    """With features shared and lambda_H such that the same classes are learned."""
+    critical_count = float(closed_form(problem).critical_count)
+    lambda_H = problem.unshared_decay[0] * critical_count**sharing
+    return problem.replace(feature_sharing=sharing, lambda_H=float(lambda_H))
 
 
 def _case(problem: UFMProblem, device: str | torch.device | None, seed: int) -> _Case:
@@ -144,7 +159,7 @@ def _objective(cases: list[_Case]) -> Claim:
     errors = []
     for case in cases:
         # lambda_H |H|^2 without the 1/2 is the problem with 2 lambda_H: its solve against (c).
-        doubled = case.problem.replace(lambda_H=2.0 * case.problem.feature_decay)
+        doubled = case.problem.replace(lambda_H=2.0 * case.problem.unshared_decay)
         printed = solve(doubled).H.square().sum(0)
         claimed = closed_form(case.problem).feature_norm_sq
         errors.append((_relative(claimed, printed), _relative(claimed, _norms(case))))
@@ -245,9 +260,9 @@ def _classifier_rows(cases: list[_Case]) -> Claim:
     for case in cases:
         problem, W, H = case.problem, case.solution.W, case.solution.H
         V = problem.num_classes
-        pulls = problem.counts.sqrt() * H
+        pulls = (problem.feature_decay * problem.counts).sqrt() * H
         rows = (V * pulls - pulls.sum(1, keepdim=True)).T
-        scale = (problem.feature_decay[0] / (problem.row_decay[0] * V * (V - 1))).sqrt()
+        scale = (problem.row_decay[0] * V * (V - 1)).rsqrt()
         error = _relative(scale * rows, W)
         errors.append((error, error))
     text = "w_k = sqrt(lH / (lW V (V-1))) (V sqrt(n_k) mu_k - sum_m sqrt(n_m) mu_m)"
@@ -303,11 +318,13 @@ def _losses(cases: list[_Case]) -> Claim:
     )
 
 
-def _slope(device: str | torch.device | None, seed: int) -> Claim:
+def _slope(device: str | torch.device | None, seed: int, sharing: float) -> Claim:
     """Against a fourth-order difference of certified solves at lambda_W = lambda_H."""
     errors = []
     for counts, lam in (([40, 20, 8, 3], 1e-3), ([60, 30, 12, 5, 2], 2e-3)):
-        problem = UFMProblem(class_counts=counts, lambda_W=lam, lambda_H=lam)
+        problem = UFMProblem(
+            class_counts=counts, lambda_W=lam, lambda_H=lam, feature_sharing=sharing
+        )
         shifts = (-2.0, -1.0, 1.0, 2.0)
         moved = [
             solve(
@@ -341,12 +358,15 @@ def _difference(values: list[Tensor]) -> Tensor:
     return (values[0] - 8.0 * values[1] + 8.0 * values[2] - values[3]) / 12.0
 
 
-def _conclusions(device: str | torch.device | None, seed: int) -> list[Claim]:
+def _conclusions(device: str | torch.device | None, seed: int, sharing: float) -> list[Claim]:
     """The bold conclusions, as counterexamples among certified solves along lambda."""
     counts = [400, 150, 60, 25, 10, 4, 2, 1]
     grid = torch.logspace(-4, -1, 25, dtype=torch.float64).unsqueeze(1)
     batch = UFMProblem(
-        class_counts=torch.tensor(counts).expand(25, -1), lambda_W=grid, lambda_H=grid
+        class_counts=torch.tensor(counts).expand(25, -1),
+        lambda_W=grid,
+        lambda_H=grid,
+        feature_sharing=sharing,
     )
     solution = solve(batch, device=device, seed=seed)
     loss, collapsed = solution.loss, solution.H.square().sum(-2) == 0

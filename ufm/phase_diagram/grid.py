@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ufm.closed_form import closed_form
 from ufm.files import beside, write_csv
-from ufm.problem import UFMProblem
+from ufm.problem import UFMProblem, checked_sharing
 from ufm.solver.solver import block_size, solve
 
 MOST_POINTS = 100_000
@@ -35,6 +35,8 @@ class PhaseGrid:
     """Largest lambda."""
     points: int = 60
     """Values of lambda."""
+    feature_sharing: float = 0.0
+    """s in [0, 1]: 0 decays every sample's feature, 1 weights (a class's feature once)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest < self.largest < float("inf"):
@@ -42,6 +44,7 @@ class PhaseGrid:
                 f"smallest is {self.smallest} and largest {self.largest}; "
                 "expected 0 < smallest < largest"
             )
+        checked_sharing(self.feature_sharing)
         if not 2 <= self.points <= MOST_POINTS:
             raise ValueError(f"points is {self.points}; expected 2 to {MOST_POINTS}")
 
@@ -60,7 +63,12 @@ class PhaseGrid:
         """The problems of the points from `first` to before `last`, as one batch."""
         decays = self.decays[first:last].unsqueeze(1)
         counts = torch.tensor(self.counts).expand(len(decays), -1)
-        return UFMProblem(class_counts=counts, lambda_W=decays, lambda_H=decays)
+        return UFMProblem(
+            class_counts=counts,
+            lambda_W=decays,
+            lambda_H=decays,
+            feature_sharing=self.feature_sharing,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -72,7 +72,10 @@ class Piece:
     def config(self) -> dict[str, Any]:
         """What the run's id is the hash of."""
         where = {"first": self.first, "last": self.last, "threads": self.threads}
-        return {"experiment": "ufm phase"} | asdict(self.grid) | where
+        grid = asdict(self.grid)
+        if not self.grid.feature_sharing:
+            del grid["feature_sharing"]  # runs made before there was a choice keep their ids
+        return {"experiment": "ufm phase"} | grid | where
 
     def describe(self) -> str:
         """The run in a few words."""
@@ -167,7 +170,8 @@ def _pieces(options: Sweep) -> list[Piece]:
 def _piece_of(run: Run, device: str) -> Piece:
     config = run.config
     try:
-        named = {name: config[name] for name in PhaseGrid.__dataclass_fields__}
+        fields = PhaseGrid.__dataclass_fields__
+        named = {name: value for name, value in config.items() if name in fields}
         grid = PhaseGrid(**(named | {"class_counts": tuple(named["class_counts"])}))
         where = {name: config[name] for name in ("first", "last", "threads")}
         piece = Piece(grid=grid, device=device, command=command_line(), **where)

@@ -273,6 +273,7 @@ def _kind(problem: UFMProblem, per_sample: bool) -> tuple[object, ...]:
     counts = tuple(problem.class_counts.tolist()) if per_sample else None
     return (
         problem.num_classes,
+        problem.feature_sharing,
         problem.label_smoothing,
         problem.loss,
         problem.nonnegative,
@@ -290,7 +291,7 @@ def _stacked(problems: list[UFMProblem]) -> UFMProblem:
     return problems[0].replace(
         class_counts=torch.stack([p.class_counts for p in problems]),
         lambda_W=torch.stack([p.row_decay for p in problems]),
-        lambda_H=torch.stack([p.feature_decay for p in problems]),
+        lambda_H=torch.stack([p.unshared_decay for p in problems]),
         loss_weights=torch.stack(weights) if weights else None,
     )
 

@@ -28,23 +28,29 @@ VARIANTS = [
     {"loss_weights": [1.0, 3.0, 2.0, 9.0], "label_smoothing": 0.05, "lambda_H": [1e-3] * 4},
     {"width": 9},
     {"width": 3},
+    {"feature_sharing": 1.0},
+    {"feature_sharing": 0.5, "lambda_H": [5e-3, 1e-3, 2e-4, 1e-5], "label_smoothing": 0.1},
+    {"feature_sharing": 0.3, "loss_weights": [1.0, 3.0, 2.0, 9.0], "loss": "mse"},
 ]
 
 
-def textbook(counts, lambda_W, lambda_H):
-    """ufm/THEORY.md, section 2, to the letter, one class after the other, in 50 digits."""
+def textbook(counts, lambda_W, lambda_H, sharing):
+    """ufm/THEORY.md, section 2, to the letter, one class after the other, in 50 digits; in the form
+    of its section 6 where features are shared."""
     with mpmath.workdps(50):
+        s = mpmath.mpf(sharing)
         V, N = len(counts), mpmath.mpf(sum(counts))
         lW, lH = mpmath.mpf(lambda_W), mpmath.mpf(lambda_H)
         c = mpmath.sqrt((V - 1) * lW * lH / V)
-        r = [mpmath.sqrt(n) / (N * c) for n in counts]
+        r = [mpmath.mpf(n) ** ((1 + s) / 2) / (N * c) for n in counts]
         active = [x * (V - 1) > V for x in r]
         M = [
             mpmath.log((V - 1) * (x - 1)) if a else mpmath.mpf(0)
             for x, a in zip(r, active, strict=True)
         ]
         scale = mpmath.sqrt(lH / (lW * V**3 * (V - 1)))
-        term = [mpmath.sqrt(n) * m for n, m in zip(counts, M, strict=True)]
+        root = [mpmath.mpf(n) ** ((1 - s) / 2) for n in counts]
+        term = [n * m for n, m in zip(root, M, strict=True)]
         losses = [
             -mpmath.log(1 - 1 / x) if a else mpmath.log(V) for x, a in zip(r, active, strict=True)
         ]
@@ -52,27 +58,27 @@ def textbook(counts, lambda_W, lambda_H):
             "margin": M,
             "loss": losses,
             "feature_norm_sq": [
-                mpmath.sqrt(lW * (V - 1) / (lH * V * n)) * m for n, m in zip(counts, M, strict=True)
+                mpmath.sqrt(lW * (V - 1) / (lH * V)) / n * m for n, m in zip(root, M, strict=True)
             ],
             "weight_norm_sq": [
                 scale * ((V - 1) ** 2 * term[k] + sum(term) - term[k]) for k in range(V)
             ],
             "loss_slope": [
-                N
-                * mpmath.sqrt(V - 1)
-                / (mpmath.sqrt(n * V) - mpmath.sqrt(lW * lH) * N * mpmath.sqrt(V - 1))
-                if a
-                else mpmath.mpf(0)
-                for n, a in zip(counts, active, strict=True)
+                1 / (mpmath.sqrt(lW * lH) * (x - 1)) if a else mpmath.mpf(0)
+                for x, a in zip(r, active, strict=True)
             ],
-            "critical_count": lW * lH * N**2 * V / (V - 1),
+            "critical_count": (N * c * V / (V - 1)) ** (2 / (1 + s)),
         }
 
 
+@pytest.mark.parametrize("sharing", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("counts", "lambda_W", "lambda_H"), TABLE)
-def test_agrees_with_the_textbook_formulas(counts, lambda_W, lambda_H):
-    result = closed_form(UFMProblem(class_counts=counts, lambda_W=lambda_W, lambda_H=lambda_H))
-    for name, expected in textbook(counts, lambda_W, lambda_H).items():
+def test_agrees_with_the_textbook_formulas(counts, lambda_W, lambda_H, sharing):
+    problem = UFMProblem(
+        class_counts=counts, lambda_W=lambda_W, lambda_H=lambda_H, feature_sharing=sharing
+    )
+    result = closed_form(problem)
+    for name, expected in textbook(counts, lambda_W, lambda_H, sharing).items():
         expected = torch.tensor(
             [float(x) for x in expected] if isinstance(expected, list) else float(expected),
             dtype=torch.float64,

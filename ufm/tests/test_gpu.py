@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "loss weights": {"loss_weights": [1.0, 1.5, 2.0, 3.0]},
     "class decay": {"lambda_H": [5e-3, 9e-3, 5e-3, 7e-3]},
+    "shared features": {"feature_sharing": 0.5},
     "row decay": {"lambda_W": [5e-3, 9e-3, 5e-3, 7e-3]},
     "label smoothing": {"label_smoothing": 0.1},
     "mse": {"loss": "mse"},
@@ -79,7 +80,9 @@ def test_solving_and_certifying(name: str, per_sample: bool) -> None:
             assert_same(collapse, neural_collapse(here.problem, here.W, here.H))
 
 
-@pytest.mark.parametrize("name", ["plain", "loss weights", "class decay", "label smoothing", "mse"])
+@pytest.mark.parametrize(
+    "name", ["plain", "loss weights", "class decay", "shared features", "label smoothing", "mse"]
+)
 def test_the_closed_form(name: str) -> None:
     here = closed_form(problem(**VARIANTS[name]))
     with fake_gpu():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from run_store import Run, read_study
+from run_store import Run, read_study, run_id
 from run_store.status import settled_states
 from run_store.tests.executors.inline_pool import use_inline_pool
 from ufm.__main__ import main
@@ -81,6 +81,29 @@ def test_a_run_that_fails_is_done_again(
     assert_same_files(tmp_path / "d", whole)
 
 
+def test_runs_made_before_features_could_be_shared_keep_their_ids() -> None:
+    def piece(**fields: float) -> sweeps.Piece:
+        grid = phase.PhaseGrid(**fields)  # type: ignore[arg-type]
+        return sweeps.Piece(grid=grid, first=0, last=60, device="cpu", threads=1, command="")
+
+    assert run_id(piece().config()) == "c6441e411ecb"
+    assert run_id(piece(feature_sharing=0.5).config()) != "c6441e411ecb"
+
+
+def test_a_sweep_at_a_sharing_is_retried_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_inline_pool(monkeypatch)
+    shared = ["--points", "6", "--class-counts", "1", "20", "--feature-sharing", "1"]
+    with monkeypatch.context() as broken:
+        broken.setattr(phase, "solve", lambda problem, **options: 1 / 0)
+        assert main(command(tmp_path, *shared)) == 1
+    assert main(["retry", str(tmp_path / "phase")]) == 0
+    assert main(command(tmp_path, *shared)) == 0
+    assert main(["phase", *shared, "--output", str(tmp_path / "p")]) == 0
+    assert_same_files(tmp_path / "d", tmp_path / "p")
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [
@@ -89,6 +112,7 @@ def test_a_run_that_fails_is_done_again(
         (["--device", "moon"], "device is 'moon'"),
         (["--output", "no/such"], "expected a folder that exists"),
         (["--points", "1"], "points is 1"),
+        (["--feature-sharing", "1.2"], "feature_sharing is 1.2"),
         (["--class-counts", "5"], "at least two classes"),
     ],
 )

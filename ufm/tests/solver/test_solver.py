@@ -26,6 +26,8 @@ VARIANTS = [
     {"loss": "mse", "nonnegative": False},
     {"width": 9},
     {"width": 4},
+    {"feature_sharing": 0.5},
+    {"feature_sharing": 1.0, "loss_weights": [1, 3, 2, 9, 5]},
 ]
 
 
@@ -65,9 +67,9 @@ def test_step_imbalance_that_traps_plain_descent():
         assert_solved(solve(problem, seed=seed), problem)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_within_class_collapse_comes_out_of_free_samples(seed):
-    problem = UFMProblem(class_counts=[60, 30, 12, 5, 1], **DECAY)
+@pytest.mark.parametrize(("seed", "sharing"), [(0, 0.0), (1, 0.0), (2, 0.0), (0, 0.5), (1, 1.0)])
+def test_within_class_collapse_comes_out_of_free_samples(seed, sharing):
+    problem = UFMProblem(class_counts=[60, 30, 12, 5, 1], **DECAY, feature_sharing=sharing)
     solution = solve(problem, per_sample=True, seed=seed)
     assert solution.H.shape == (5, 108)
     assert_solved(solution, problem)
