@@ -141,14 +141,16 @@ def test_correct_is_what_a_literal_argmax_says(dtype: torch.dtype) -> None:
     """Of whole numbers, whose products are exact in any order, and often equal."""
     features, weight = small_numbers(2000, 50)
     logits = features @ weight.T
-    prediction = logits.argmax(-1)
-    # Half of the targets are predicted; the rest are any.
-    targets = torch.where(torch.arange(2000) % 2 == 0, prediction, torch.arange(2000) % 50)
+    first, last = logits.argmax(-1), 49 - logits.flip(-1).argmax(-1)
+    assert (first != last).sum() > 50
+    # A third of the targets are the first of the largest, a third the last; the rest are any.
+    row = torch.arange(2000)
+    targets = torch.where(row % 3 == 0, first, torch.where(row % 3 == 1, last, row % 50))
     losses = linear_cross_entropy(features.to(dtype), weight, targets, torch.ones(2000))
     if dtype is torch.float32:  # every one of equal logits is
         expected = logits.gather(1, targets[:, None])[:, 0] == logits.amax(-1)
     else:
-        expected = prediction == targets
+        expected = first == targets
     assert torch.equal(losses.correct, expected)
 
 
