@@ -132,7 +132,9 @@ def test_twenty_steps_are_those_of_transformers_trainer(
     trainer.batches = [tokens[loop.batch_rows(config, len(tokens), step)] for step in range(20)]
     trainer.train()
     for (name, mine_), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine_, other, rtol=1e-9, atol=1e-9, msg=name)
+        # Qwen2 takes its norms in float32 in a model of any type.
+        tolerance = 1e-9 if model_name == "openelm-tiny" else 1e-4
+        assert (mine_ - other).norm() <= tolerance * other.norm(), name
 
 
 @pytest.mark.parametrize("tied", [True, False])
