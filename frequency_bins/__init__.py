@@ -20,7 +20,7 @@ from frequency_bins.excess_laws import (
 )
 from frequency_bins.excess_loss import ExcessLoss, excess_loss
 from frequency_bins.learning_speed import carry_back, carry_forward, learning_speed
-from frequency_bins.margin_law import margin_share, predict_loss
+from frequency_bins.margin_law import margin_share, predict_bins, predict_loss
 from frequency_bins.summaries import (
     BinSummary,
     SeedBand,
@@ -61,6 +61,7 @@ __all__ = [
     "carry_forward",
     "learning_speed",
     "margin_share",
+    "predict_bins",
     "predict_loss",
     "BinSummary",
     "SeedBand",

@@ -40,6 +40,12 @@ class ExcessLoss:
     """Mean over the bin's classes, weighed by their counts."""
     bin_excess: Float[np.ndarray, "S K"]
 
+    @property
+    def bin_count(self) -> Float[np.ndarray, " K"]:
+        """Mean count, over the bin's tokens; NaN without classes."""
+        counts = self.bins.class_counts.numpy()
+        return bin_summary(self.bins, counts.astype(np.float64), counts).mean
+
     def floor_band(self) -> SeedBand:
         """Mean of `bin_floor` over the seeds with its 95 % interval; see `seed_band`."""
         return seed_band(self.bin_floor)

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from frequency_bins.excess_laws import checked_vocab_size
-from frequency_bins.excess_loss import Numbers, as_numbers
+from frequency_bins.excess_loss import ExcessLoss, Numbers, as_numbers
 
 
 def predict_loss(
@@ -64,6 +64,35 @@ def predict_loss(
         won_back = np.asarray((lost > 0) & (lost < at))
         shrinkage[won_back] = _second_order(*(x[won_back] for x in (before, offset, lost, at, to)))
     return np.asarray(np.log1p(np.exp(-(before * np.exp(-shrinkage) + offset))))
+
+
+def predict_bins(
+    pairs: ExcessLoss,
+    kappa_at: float,
+    kappa: float,
+    *,
+    vocab_size: int,
+    second_order: bool = True,
+) -> Float[np.ndarray, "S K"]:
+    """Mean losses in nats of each seed's bins at `kappa`, from runs at decay 0 and at `kappa_at`.
+
+    `pairs` are those runs. The typical class of a bin, whose chance the second order needs, is one
+    of the bin's mean count. NaN where a bin has no class, or a loss that is 0 or no better than
+    chance, of which the law says nothing. Otherwise as `predict_loss`.
+    """
+    without, at = pairs.bin_floor, pairs.bin_floor + pairs.bin_excess
+    share = pairs.bin_count / float(pairs.bins.class_counts.sum())
+    with np.errstate(divide="ignore"):
+        ceiling = -np.log(share) if second_order else math.log(vocab_size)
+    known = (without > 0) & (at > 0) & (without < ceiling) & (at < ceiling)
+    return predict_loss(
+        np.where(known, without, np.nan),
+        np.where(known, at, np.nan),
+        kappa_at,
+        kappa,
+        vocab_size=vocab_size,
+        prior=np.where(known, share, 0.5) if second_order else None,
+    )
 
 
 def margin_share(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
-from frequency_bins import margin_share, predict_loss, seed_band
+from frequency_bins import excess_loss, margin_share, predict_bins, predict_loss, seed_band
 
 SIZES = st.integers(2, 10**6)
 SHARES = st.floats(0.01, 1)
@@ -179,3 +179,41 @@ def test_bad_input_is_one_line(changed: dict[str, object], message: str) -> None
     with pytest.raises(ValueError, match=message) as error:
         predict_loss(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_bins_are_predicted_from_their_means_and_the_chance_of_their_mean_count() -> None:
+    counts = np.array([1, 1, 3, 2, 8, 9, 0])
+    floor = np.array([[0.1, 0.2, 0.1, 0.1, 0.05, 0.05, np.nan], [0.2] * 7])
+    excess = np.array([[0.5, 0.4, 0.2, 0.3, 0.1, 0.2, 0.0], [0.3] * 7])
+    pairs = excess_loss(counts, floor + excess, floor)
+    first, second = (
+        predict_bins(pairs, 1.0, 2.0, vocab_size=7, second_order=order) for order in (False, True)
+    )
+    for seed in (0, 1):
+        for octave, members in enumerate(([0, 1], [2, 3], [], [4, 5])):
+            if not members:
+                assert math.isnan(first[seed, octave])
+                assert math.isnan(second[seed, octave])
+                continue
+            tokens = sum(counts[k] for k in members)
+            without, added = (
+                sum(counts[k] * x[seed, k] for k in members) / tokens for x in (floor, excess)
+            )
+            prior = sum(counts[k] ** 2 for k in members) / tokens / 24
+            both = without, without + added, 1.0, 2.0
+            assert second[seed, octave] == pytest.approx(slow_second_order(*both, prior))
+            margins = [math.log(6 / math.expm1(loss)) for loss in both[:2]]
+            kept = margins[0] * (margins[1] / margins[0]) ** 2
+            assert first[seed, octave] == pytest.approx(slow_loss(kept, 1 / 7))
+
+
+def test_bins_no_better_than_chance_are_left_open() -> None:
+    floor = np.full(3, 0.1)
+    pairs = excess_loss([1, 2, 4], np.array([0.2, 1.2, 0.2]), floor)  # log 3 = 1.0986
+    assert np.isnan(predict_bins(pairs, 0.1, 0.2, vocab_size=3, second_order=False)).tolist() == [
+        [False, True, False]
+    ]
+    alone = excess_loss([5, 5], floor[:2] + 0.1, np.array([0.0, 0.0]))
+    assert np.isnan(predict_bins(alone, 0.1, 0.2, vocab_size=2)).all()
+    one_class = excess_loss([5], floor[:1] + 0.1, floor[:1])
+    assert np.isnan(predict_bins(one_class, 0.1, 0.2, vocab_size=2)).all()
