@@ -1,4 +1,4 @@
-"""python -m llm_experiments prepare | train | sweep | status | retry | plan | audit"""
+"""python -m llm_experiments prepare | train | sweep | status | retry | plan | audit | ..."""
 
 from __future__ import annotations
 
@@ -100,6 +100,7 @@ def _main(argv: list[str]) -> int:
         "retry": _retry,
         "plan": _plan,
         "audit": _audit,
+        "predict-decay": _predict_decay,
     }
     return run_subcommand(_PROGRAM, commands, argv)
 
@@ -211,6 +212,12 @@ def _retry(argv: list[str]) -> int:
     from llm_experiments.sweep import retry
 
     return retry_command(_PROGRAM, argv, retry)
+
+
+def _predict_decay(argv: list[str]) -> int:
+    from llm_experiments.predict_decay import predict_decay_command
+
+    return predict_decay_command(_PROGRAM, argv)
 
 
 def _audit(argv: list[str]) -> int:
