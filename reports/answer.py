@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from reports.excess import decays_with_excess, fitted_law
 from reports.groups import bin_range, end_bins, over_seeds, weight_decays
-from reports.tables import class_falls
+from reports.tables import class_falls, unrepaired
 from reports.wording import worded
 
 
@@ -36,9 +37,13 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One sentence for the top of the page and the numbers behind it."""
+    """One sentence for the top of the page and the numbers behind it.
+
+    `relation`: how what decay adds goes with the count; "" where no law fits it.
+    """
 
     sentence: str
+    relation: str = ""
     changes: tuple[Change, ...] = ()
 
 
@@ -48,7 +53,8 @@ def answer(groups: Sequence[xr.Dataset]) -> Answer:
     compared = [group for group in groups if len(weight_decays([group])) > 1]
     changes = tuple(_change(group) for group in compared if len(set(end_bins(group))) > 1)
     if changes:
-        return Answer(sentence=_sentence(changes, tokens), changes=changes)
+        relation = _relation(unrepaired(compared), worded("token", groups))
+        return Answer(sentence=_sentence(changes, tokens), relation=relation, changes=changes)
     if compared:
         sentence = f"No answer: all {tokens} occur about equally often, in one frequency bin."
     elif groups:
@@ -146,6 +152,42 @@ def _sentence(changes: Sequence[Change], tokens: str) -> str:
         f"{verdict}: {span}, the loss of {tokens} seen {counts} times went from {rare} nats, while "
         f"the average that training monitors went from {average}."
     )
+
+
+def _relation(groups: Sequence[xr.Dataset], token: str) -> str:
+    """What the exponent says at each group's strongest decay, where the law stands.
+
+    It stands with an R² of at least 0.9, a p above its error's reach and a range of at least a
+    factor of ten beyond n_0.
+    """
+    factors, saturations = [], []
+    for group in groups:
+        if not (decays := decays_with_excess(group)):
+            continue
+        law, errors = fitted_law(group, max(decays))
+        beyond = group["class_count"].values.max() / law["saturation_count"]
+        steep = law["exponent"] > 2 * errors["exponent"]  # not where either is NaN or inf
+        if law["r_squared"] >= 0.9 and steep and beyond >= 10:
+            factors.append(10 ** law["exponent"])
+            seen = group["class_count"].values
+            if errors["saturation_count"] < law["saturation_count"] >= seen[seen > 0].min():
+                saturations.append(law["saturation_count"])
+    if not factors:
+        return ""
+    said = (
+        f"What decay adds is no straight line in the count: a {token} ten times rarer pays about "
+        f"{_range(factors)} times as much"
+    )
+    if len(saturations) == len(factors):
+        said += (
+            f", down to about n_0 = {_range(saturations)} occurrences, below which all pay alike"
+        )
+    return f"{said}."
+
+
+def _range(values: Sequence[float]) -> str:
+    """ "3.2" or "3.2 to 3.7"."""
+    return " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
 
 
 def _went(ends: tuple[float, float], name: str, among: int) -> str:

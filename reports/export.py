@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from reports import tables
+from reports.excess_tables import excess_law, excess_views, predicted_losses
 from reports.groups import display_label
 from reports.page import drawings
 from reports.published import published_table_1
@@ -24,6 +25,8 @@ TABLES = {
     "speed_by_bin": tables.speed_by_bin,
     "fairness_gap": tables.fairness_gap,
     "theory": tables.theory,
+    "excess_law": excess_law,
+    "predicted_losses": predicted_losses,
     "repair": tables.repair,
     "class_falls": tables.class_falls,
     "difficulty": tables.difficulty,
@@ -51,7 +54,7 @@ def export(groups: Sequence[xr.Dataset], folder: Path) -> list[Path]:
         if len(frame):
             files[f"{name}.csv"] = spreadsheet_safe(frame).to_csv(index=False).encode()
             files[f"{name}.parquet"] = frame.to_parquet(index=False)
-    for view in [*table_views(groups), verdict_view()]:
+    for view in [*table_views(groups), *excess_views(groups), verdict_view()]:
         files[f"{view.key.replace('-', '_')}.tex"] = latex(view).encode()
     for name, content in files.items():
         write_atomically(folder / name, content)

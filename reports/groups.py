@@ -29,7 +29,8 @@ def group_dataset(config: Mapping[str, Any], runs: Sequence[xr.Dataset]) -> xr.D
     data), trajectory (checkpoint, class). Per bin: bin_loss, bin_accuracy, bin_learning_speed,
     bin_speed_carried_back (see `carry_back`), bin_windows_seen, each with _std over the classes.
     Per run: average_loss, token_balanced_loss, token_balanced_perplexity, token_balanced_accuracy,
-    fairness_gap and its half width, critical_count, r_squared, neglected, predicted_neglected.
+    fairness_gap and its half width, critical_count, r_squared, neglected, predicted_neglected,
+    kappa (weight decay times the sum of the learning rates; NaN without decoupled decay of AdamW).
     Losses in nats. Runs whose seed shuffled the counts have ranks for classes; see `by_rank`.
     """
     runs = sorted(runs, key=lambda run: run.attrs["cell"])

@@ -19,6 +19,8 @@ from markupsafe import Markup
 
 from reports import figures
 from reports.answer import answer, image_answer
+from reports.excess import why_no_excess
+from reports.excess_tables import excess_views
 from reports.groups import (
     MOST_NAMED_CLASSES,
     corpus,
@@ -54,7 +56,6 @@ FIGURES: tuple[Callable[..., ReportFigure], ...] = (
     figures.figure_6b,
     figures.figure_5,
 )
-OF_THE_LAW = (figures.theory_over_losses, figures.critical_count)
 OF_TRAINING = (figures.figure_7b, figures.figure_5)
 CORPUS_FIGURES = (figures.figure_8, figures.figure_3a)
 _Themes = tuple[tuple[Sequence[float], str], tuple[Sequence[float], str]]
@@ -83,9 +84,9 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
     groups = collection.groups
     main, images = by_kind(groups)
     tested = _with_test_accuracy(images)
-    tables = table_views(main) + image_views(tested)
+    tables = table_views(main) + excess_views(main) + image_views(tested)
     if images is not main and (uneven := _with_uneven_counts(images)):
-        tables.append(theory_view(uneven, of_images=True))
+        tables += [*excess_views(uneven, of_images=True), theory_view(uneven, of_images=True)]
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return (
         _environment(groups)
@@ -128,7 +129,11 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     # Equal counts have one loss in the law: nothing to fit.
     uneven = _with_uneven_counts(damaged) or damaged
     watched = tuple(group for group in damaged if has_windows(group))
-    shown = dict.fromkeys(OF_THE_LAW, uneven) | dict.fromkeys(OF_TRAINING, watched)
+    # The excess and its law; the fitted n_c alone where there is no run at decay 0 to compare with.
+    law, other = figures.theory_over_losses, figures.critical_count
+    if all(why_no_excess(group) for group in uneven):
+        law, other = other, law
+    shown = {law: uneven, other: ()} | dict.fromkeys(OF_TRAINING, watched)
     found: list[Drawing] = [(draw, of) for draw in FIGURES if (of := shown.get(draw, damaged))]
     repaired = tuple(group for _, family in comparisons(groups) for group in family)
     if repaired:
@@ -144,7 +149,8 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     of_images: list[Drawing] = [(figures.figure_9, tested)] if tested else []
     if layered := tuple(group for group in tested if group["classifier_norm"].notnull().any()):
         of_images.append((figures.last_layer, layered))
-    if beside_text and (fitted := _with_uneven_counts(images)):
+    fitted = tuple(g for g in _with_uneven_counts(images) if not why_no_excess(g))
+    if beside_text and fitted:
         of_images.append((figures.theory_over_images, fitted))
     place = place if beside_text else 0
     return [*found[:place], *of_images, *found[place:]]

@@ -30,7 +30,9 @@ from frequency_bins import (
     token_balanced_accuracy,
     token_balanced_loss,
 )
+from llm_experiments.training.kappa import kappa
 from reports.configs import check_config
+from reports.excess import excess_variables
 from reports.groups import (
     MOST_NAMED_CLASSES,
     effective_counts,
@@ -136,9 +138,7 @@ def collect(folders: Sequence[Path]) -> Collection:
     unfinished = [_unfinished(*entry, lost) for entry in found.values() if entry not in finished]
     return Collection(
         studies=tuple(folder.resolve().name for folder in folders),
-        groups=named(
-            [group_dataset(json.loads(key[0]), reduced.pop(key)) for key in list(reduced)]
-        ),
+        groups=named([_group(key[0], reduced.pop(key)) for key in list(reduced)]),
         manifests={run.id: manifest for _, run, manifest in finished if run.id in found},
         unfinished=(
             *unfinished,
@@ -146,6 +146,11 @@ def collect(folders: Sequence[Path]) -> Collection:
         ),
         problems=tuple(problems),
     )
+
+
+def _group(settings: str, runs: Sequence[xr.Dataset]) -> xr.Dataset:
+    group = group_dataset(json.loads(settings), runs)
+    return group.assign(excess_variables(group))
 
 
 def joined(*sides: Collection) -> Collection:
@@ -263,6 +268,7 @@ def _scalars(config: Mapping[str, Any], record: xr.Dataset) -> dict[str, float]:
         "token_balanced_perplexity": float(perplexity(balanced)),
         "token_balanced_accuracy": float(token_balanced_accuracy(final_count, accuracy)),
         "neglected": float(np.count_nonzero(accuracy[occurs] == 0)),
+        "kappa": kappa(config),
     }
     effective = effective_counts(counts, counts, loss_weight_exponent(config))[occurs]
     # The mean of n losses varies as 1/n, so each class weighs by its count.

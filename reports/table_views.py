@@ -181,8 +181,10 @@ def theory_view(groups: Sequence[xr.Dataset], *, of_images: bool = False) -> Tab
 
     view = TableView(
         key="table-image-theory" if of_images else "table-theory",
-        title=f"{'Images: t' if of_images else 'T'}heory against measurement",
-        caption="n_c is the one number fitted to a run's losses. In the theory a token with "
+        title=f"{'Images: l' if of_images else 'L'}aw of exact minima, features decayed per sample",
+        caption="loss = −log(1 − (1 − 1/V)·√(n_c/n)), flat at log V for n ≤ n_c, against whole "
+        "losses, the floor included; it is no law of trained networks. n_c is the one number "
+        "fitted to a run's losses. In the theory a token with "
         "count ≤ n_c stays at chance; measured are the tokens that the model never predicts right. "
         "R² is over tokens, each weighed by its count, in the chance of a miss 1 − exp(−loss).",
         head=["λ", "runs", "n_c", "R²", "neglected, predicted", "neglected, measured"],

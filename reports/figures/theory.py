@@ -1,35 +1,35 @@
-"""The corrected law beside what was measured, and the critical count that was fitted."""
+"""The law of the excess loss over what was measured, and the fitted critical count."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullLocator
 
-from reports.figures.panels import (
-    apart,
-    bin_middles,
-    caption,
-    cloud,
-    decay_panels,
-    ends,
-    grid,
-    highest_loss,
-    styled,
-    titled_panels,
+from reports.excess import decays_with_excess, fitted_law, law_lines, why_no_excess
+from reports.figures.panels import apart, caption, decay_panels, ends, grid, styled, titled_panels
+from reports.groups import over_seeds, weight_decays
+from reports.style import (
+    INK,
+    MUTED,
+    RARE,
+    ReportFigure,
+    count_axis,
+    decay_colours,
+    note,
+    plain_number,
 )
-from reports.groups import (
-    MOST_NAMED_CLASSES,
-    effective_counts,
-    loss_weight_exponent,
-    over_seeds,
-    seed_mean,
-    weight_decays,
+
+MARKS = (
+    "Squares: the floor, the loss at weight decay 0. Points: the excess, what weight decay λ adds "
+    "to it, with its 95 % interval over seeds where there are several. Line: the law "
+    "excess = A·(1 + n/n_0)^−p."
 )
-from reports.style import INK, RARE, ReportFigure, count_axis, decay_colours, loss_axis, note
-from reports.tables import law_loss
 
 
 def theory_over_images(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
@@ -39,84 +39,107 @@ def theory_over_images(*groups: xr.Dataset, narrow: bool = False) -> ReportFigur
 
 @styled
 def theory_over_losses(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
-    """Measured loss against count with the corrected law at its fitted n_c, a panel a decay."""
-    cells = [(group, decay) for group in groups for decay in weight_decays([group])]
-    most = max(len(weight_decays([group])) for group in groups)
-    columns = 2 if narrow else min(most, 6)
-    rows = [-(-len(weight_decays([group])) // columns) for group in groups]
-    size = (3.6 if narrow else max(2.0 * columns, 4.6), 2.0 * sum(rows))
+    """Floor, excess and the fitted law against count: a panel for each decay that has an excess.
+
+    A group that has none takes one panel, which says why.
+    """
+    decays = [decays_with_excess(group) for group in groups]
+    columns = 2 if narrow else min(max(len(of_group) for of_group in decays) or 1, 6)
+    rows = [-(-max(len(of_group), 1) // columns) for of_group in decays]
+    size = (3.6 if narrow else max(2.3 * columns, 4.6), 2.3 * sum(rows))
     figure, axes = grid(sum(rows), columns, size)
-    figure.name, figure.title = "Theory", "One fitted number, n_c, against every token's loss"
+    figure.name, figure.title = "Theory", "What decay adds to each count's loss, and its law"
     colours = decay_colours(weight_decays(groups))
-    law_axes(axes[0], groups, max(highest_loss(*cell) for cell in cells))  # which all panels share
+    cells = [(g, decay) for g, found in zip(groups, decays, strict=True) for decay in found]
+    excess_axes(axes[0], groups, cells)
     place, said = 0, []
-    for group, taken in zip(groups, rows, strict=True):
-        for position, decay in enumerate(weight_decays([group])):
+    for group, taken, found in zip(groups, rows, decays, strict=True):
+        for position, decay in enumerate(found or [None]):
             axis = axes[place + position]
-            said.append(law_panel(axis, group, decay, colours[decay]))
+            colour = INK if decay is None else colours[decay]
+            said.append(excess_panel(axis, group, decay, colour))
             first = position % columns == 0
             axis.tick_params(labelleft=first)
             if first:
                 axis.set_ylabel("loss (nats)")
-                axis.set_title(
-                    f"{group.attrs['name']}\n{axis.get_title('left').strip()}", fontsize=8.5
-                )
-        place += taken * columns
-    for axis in axes:
-        if not axis.has_data():
+                lines = [group.attrs["name"], axis.get_title("left").strip()]
+                axis.set_title("\n".join(filter(None, lines)), fontsize=8.5)
+        for axis in axes[place + max(len(found), 1) : place + taken * columns]:
             axis.remove()
+        place += taken * columns
     figure.caption = caption(
-        f"{marks(groups)} Line: the corrected law "
-        "loss = −log(1 − (1 − 1/V)·√(n_c/n)), flat at log V for n ≤ n_c, with the critical count "
-        "n_c fitted to all tokens of a run, each weighed by its count, since the mean of n losses "
-        "varies as 1/n; R² is over the tokens, so weighed, in 1 − exp(−loss). The law is that of "
-        "exact minima under L2 decay with free features; to a trained network it is a fit.",
+        f"{MARKS} The excess is no straight line in the count: beyond n_0 it falls as a power of "
+        "it, −p, and below n_0 all pay nearly alike. A, n_0 and p are fitted to the log of the "
+        "mean excess in bins of factor 2, ± standard errors; R² is over these bins. Floor and "
+        "excess are means over pairs of runs of one seed.",
         groups,
     )
-    figure.alt = "Loss against count with the fitted law. " + "; ".join(said)
-    assert len(said) == len(cells)
+    figure.alt = "Floor and excess against count with the fitted law. " + "; ".join(said)
     return figure
 
 
-def law_axes(axis: Axes, groups: Sequence[xr.Dataset], highest: float) -> None:
-    """Axes of counts and of losses up to `highest`, with room for the text of `law_panel`."""
+def excess_axes(
+    axis: Axes, groups: Sequence[xr.Dataset], cells: Sequence[tuple[xr.Dataset, float]]
+) -> None:
+    """Logarithmic axes for the panels of these cells, with room for the text of `excess_panel`."""
     count_axis(axis, max(float(group["class_count"].values.max()) for group in groups))
-    few = any(group.sizes["class"] <= MOST_NAMED_CLASSES for group in groups)
-    loss_axis(axis, 10 * highest if few else highest)  # few may all be high, where the text is
+    values = [
+        group[name].sel(decayed=decay).values
+        for group, decay in cells
+        for name in ("floor", "excess")
+    ]
+    drawn = np.concatenate([*values, [0.1]])
+    drawn = drawn[drawn > 0]
+    axis.set_yscale("log")
+    axis.set_ylim(max(drawn.min() / 2, drawn.max() * 1e-5), 60 * drawn.max())
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(plain_number))
 
 
-def law_panel(axis: Axes, group: xr.Dataset, decay: float, colour: str) -> str:
-    """Measured losses and the law at its fitted n_c; returns n_c and R² in words."""
-    counts, values = group["class_count"].values, seed_mean(group, "loss", decay)
-    drawn = (counts > 0) & np.isfinite(values)
-    points = counts[drawn], values[drawn]
-    if len(counts) > MOST_NAMED_CLASSES:
-        cloud(axis, *points, size=3, alpha=0.25)
-        points = bin_middles(group), seed_mean(group, "bin_loss", decay)
-    axis.plot(*points, "o", color=colour, markersize=4)
-    fitted, r_squared = (
-        float(seed_mean(group, name, decay)) for name in ("critical_count", "r_squared")
-    )
-    along = np.geomspace(1, counts.max(), 200)
-    effective = effective_counts(along, counts, loss_weight_exponent(group.attrs["config"]))
-    curve = law_loss(effective, fitted, vocab_size=len(counts))
-    axis.plot(along, curve, color=INK, linewidth=1.3)
-    axis.set_title(f"\nλ = {decay:g}", fontsize=8.5)
-    shown = f"n_c = {_rounded(fitted)}\nR² = {r_squared:.2f}"
-    axis.text(0.97, 0.97, shown, ha="right", va="top", transform=axis.transAxes, fontsize=8.5)
+def excess_panel(axis: Axes, group: xr.Dataset, decay: float | None, colour: str) -> str:
+    """Floor, excess and law at a decay, or why there is no excess; returns the numbers in words."""
+    style: dict[str, Any] = {
+        "ha": "right",
+        "va": "top",
+        "transform": axis.transAxes,
+        "fontsize": 7.5,
+    }
     axis.tick_params(labelbottom=True)
     axis.set_xlabel("count", fontsize=8.5)
+    if decay is None or decay not in decays_with_excess(group):
+        reason = why_no_excess(group) or str(group["excess_note"].sel(decayed=decay).item())
+        axis.text(0.97, 0.97, textwrap.fill(f"No excess: {reason}", 30), **style)
+        return f"{group.attrs['name']}: {reason}"
+    cell = group.sel(decayed=decay)
+    counts, excess = cell["octave_count"].values, cell["excess"].values
+    positive = excess > 0
+    floor = cell["floor"].where(cell["floor"] > 0)
+    axis.plot(counts, floor.values, "s", fillstyle="none", color=MUTED, markersize=3)
+    half = np.nan_to_num(cell["excess_half_width"].values)
+    low = np.minimum(half, excess * (1 - 1e-3))  # an interval down to 0 ends below the axis
+    axis.errorbar(
+        *(counts[positive], excess[positive]),
+        yerr=[low[positive], half[positive]],
+        fmt="o", color=colour, markersize=4, elinewidth=0.9,
+    )  # fmt: skip
+    axis.set_title(f"λ = {decay:g}", fontsize=8.5)
+    if reason := str(cell["excess_note"].item()):
+        axis.text(0.97, 0.97, textwrap.fill(f"No law: {reason}", 30), **style)
+        return f"{group.attrs['name']} at weight decay {decay:g}: {reason}"
+    law, errors = fitted_law(group, decay)
+    along = np.geomspace(np.nanmin(counts), group["class_count"].values.max(), 200)
+    fall = law["exponent"] * np.log1p(along / law["saturation_count"])
+    curve = np.exp(np.log(law["amplitude"]) - fall)  # a limit of the law may have a huge A
+    axis.plot(along, curve, color=INK, linewidth=1.3)
+    said = law_lines(law, errors)
+    lines = [*said, f"R² = {law['r_squared']:.3f}"]
+    if unseen := int((excess <= 0).sum()):
+        lines.append(f"{unseen} bins ≤ 0 not drawn")
+    axis.text(0.97, 0.97, "\n".join(lines), **style)
     return (
-        f"{group.attrs['name']} at weight decay {decay:g}: n_c {_rounded(fitted)}, "
-        f"R squared {r_squared:.2f}"
+        f"{group.attrs['name']} at weight decay {decay:g}: {', '.join(said)}, "
+        f"R squared {law['r_squared']:.3f}"
     )
-
-
-def marks(groups: Sequence[xr.Dataset]) -> str:
-    """What the panels of `law_panel` show."""
-    if all(group.sizes["class"] <= MOST_NAMED_CLASSES for group in groups):
-        return "Points: every token."
-    return "Grey: every token. Points: the mean of each frequency bin."
 
 
 @styled

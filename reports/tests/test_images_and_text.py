@@ -11,6 +11,7 @@ from reports import figures
 from reports.answer import image_answer
 from reports.page import drawings, render
 from reports.reading import Collection, collect
+from reports.table_views import theory_view
 from reports.tables import class_falls
 from run_store import Run, class_record, publish
 
@@ -34,7 +35,7 @@ def make_images(folder: Path) -> Path:
                 record = class_record(
                     steps=[1], class_counts=counts, labels=list("abcdef"),
                     count=ones.astype(int), loss=ones, accuracy=ones, final_count=counts,
-                    final_loss=1 / np.sqrt(counts), final_accuracy=ones[0],
+                    final_loss=(1 + decay) / np.sqrt(counts), final_accuracy=ones[0],
                     test_count=ones.astype(int), test_accuracy=tested,
                 )  # fmt: skip
                 publish(run, record)
@@ -84,18 +85,27 @@ def test_figures_show_their_kind_alone(both: Collection) -> None:
         assert all(of_images) if for_images else not any(of_images)
 
 
-def test_the_law_is_fitted_to_uneven_images(both: Collection) -> None:
+def test_the_laws_are_fitted_to_uneven_images(both: Collection) -> None:
     law = dict(drawings(both.groups))[figures.theory_over_images]
     assert [group.attrs["name"] for group in law] == ["resnet9, imbalance few"]
-    # make_images has the losses n^-1/2: the law's, but for its logarithm.
+    # make_images has the losses n^-1/2: those of exact minima, but for the logarithm.
     assert (law[0]["r_squared"] > 0.95).all()
-    fitted = law[0]["critical_count"].values.mean()
+    ((_, rows),) = theory_view(law, of_images=True).bodies
+    assert [float(row[2]) for row in rows] == pytest.approx(
+        [
+            law[0]["critical_count"].values[law[0]["weight_decay"].values == d].mean()
+            for d in (0, 0.1)
+        ],
+        rel=1e-3,
+    )
     figure = figures.theory_over_images(*law)
-    assert f"n_c {fitted:.3g}" in figure.alt
-    assert figure.caption.startswith("Points: every class.")
-    (points, _), x = figure.axes[0].lines, COUNTS["few"]
-    assert points.get_xdata().tolist() == x
-    np.testing.assert_allclose(points.get_ydata(), 1 / np.sqrt(x))
+    assert "p = 0.5 ± " in figure.alt
+    points = figure.axes[0].lines[1]
+    # The bins of factor 2: 3, 6, 9 and 40, 50, 60.
+    assert points.get_xdata().tolist() == pytest.approx([3, 6, 9, (1600 + 2500 + 3600) / 150])
+    common = (np.sqrt(40) + np.sqrt(50) + np.sqrt(60)) / 150
+    expected = [0.1 / np.sqrt(3), 0.1 / np.sqrt(6), 0.1 / 3, 0.1 * common]
+    np.testing.assert_allclose(points.get_ydata(), expected)
 
 
 def test_the_page_has_both(both: Collection) -> None:
@@ -106,4 +116,5 @@ def test_the_page_has_both(both: Collection) -> None:
     assert 'id="figure-9"' in page
     assert 'id="theory-over-images"' in page
     assert 'id="table-image-theory"' in page
+    assert 'id="table-image-excess"' in page
     assert "--image-wd1:" in page

@@ -15,7 +15,7 @@ from reports.tests.studies import make_run
 def test_glance_sets_damage_law_and_repair_side_by_side(tmp_path: Path) -> None:
     for weight_decay, exponent in ((0.0, 0), (0.5, 0), (0.5, 0.25), (1.0, 0)):
         make_run(
-            tmp_path, weight_decay=weight_decay, seed=0, critical_count=2.0,
+            tmp_path, weight_decay=weight_decay, seed=0, critical_count=0.1 + 2 * weight_decay,
             loss_weight_exponent=exponent,
         )  # fmt: skip
     groups = collect([tmp_path]).groups
@@ -26,11 +26,15 @@ def test_glance_sets_damage_law_and_repair_side_by_side(tmp_path: Path) -> None:
     assert plain.attrs["name"] == "openelm-tiny"
     for line, name in zip(paradox.lines, ("token_balanced_loss", "average_loss"), strict=True):
         np.testing.assert_allclose(line.get_ydata(), plain[name].values)
-    # Law and repair at 0.5, the strongest decay that both have.
-    _, law = theory.lines
-    fitted, V = float(plain["critical_count"][1]), plain.sizes["class"]
-    miss = (1 - 1 / V) * np.minimum(1, np.sqrt(fitted / law.get_xdata()))
-    np.testing.assert_allclose(law.get_ydata(), -np.log1p(-miss))
+    # The law at 1, the strongest with a run at decay 0; repair at 0.5, which both have.
+    assert theory.get_title("left") == "Theory, λ = 1"
+    floor, excess, law = theory.lines
+    strongest = plain.sel(decayed=1.0)
+    np.testing.assert_allclose(floor.get_ydata(), strongest["floor"].values)
+    np.testing.assert_allclose(excess.get_ydata(), strongest["excess"].values)
+    amplitude, saturation_count, exponent, _ = strongest["law"].values
+    drawn = amplitude / (1 + law.get_xdata() / saturation_count) ** exponent
+    np.testing.assert_allclose(law.get_ydata(), drawn, rtol=1e-9)
     for line, loss in zip(
         repair.lines, (plain["bin_loss"][1], weighted["bin_loss"][0]), strict=True
     ):
