@@ -137,6 +137,17 @@ def test_predictions_are_of_the_seeds_that_all_three_runs_have(lawful: Path) -> 
         assert row.first_order_error == pytest.approx(predicted / measured - 1)
 
 
+def test_a_seed_without_the_small_decay_is_not_compared(tmp_path: Path) -> None:
+    for decay in (0.0, 0.1, 1.0):
+        put(tmp_path, decay, 0, FLOOR + saturating(decay), **KAPPA)
+    for decay in (0.0, 1.0):
+        put(tmp_path, decay, 1, 2 * FLOOR + saturating(decay), **KAPPA)
+    group = only(tmp_path)
+    assert group["pairs"].values.tolist() == [1, 2]
+    for octave, measured in enumerate(group["measured"].sel(decayed=1.0).values):
+        assert measured == pytest.approx(slow_mean(octave, FLOOR + saturating(1.0)))
+
+
 def test_a_margin_law_record_is_predicted(tmp_path: Path) -> None:
     """M(kappa) = M(0) exp(-kappa s) in every class: the first order predicts nearly all of it."""
     margin = 4 + 0.3 * np.log(np.maximum(COUNTS, 1))
