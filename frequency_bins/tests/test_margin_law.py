@@ -217,3 +217,15 @@ def test_bins_no_better_than_chance_are_left_open() -> None:
     assert np.isnan(predict_bins(alone, 0.1, 0.2, vocab_size=2)).all()
     one_class = excess_loss([5], floor[:1] + 0.1, floor[:1])
     assert np.isnan(predict_bins(one_class, 0.1, 0.2, vocab_size=2)).all()
+
+
+def test_the_papers_table_from_its_first_two_columns() -> None:
+    """What README.md says of arXiv 2410.11985, Table 1: kappa is a quarter of the decay there."""
+    predicted = predict_loss([0.066], [0.070], 0.025, [0.075, 0.125, 0.25], vocab_size=32005)
+    chance = math.log(32004)
+    before, after = (chance - math.log(math.expm1(loss)) for loss in (0.066, 0.070))
+    for value, times, printed in zip(predicted, (3, 5, 10), (0.078, 0.090, 0.163), strict=True):
+        margin = before * (after / before) ** times
+        assert value == pytest.approx(math.log1p(math.exp(chance - margin)), rel=1e-9)
+        assert (abs(value / printed - 1) < 0.02) == (times < 10)
+    assert [round(value, 3) for value in predicted] == [0.079, 0.088, 0.117]
