@@ -1,4 +1,4 @@
-"""python -m ufm verify | solve | predict | phase | sweep | status | retry
+"""python -m ufm verify | solve | predict | phase | train | sweep | status | retry
 
 sweep is phase in runs of a study, by an executor; status and retry are about such a study."""
 
@@ -26,9 +26,10 @@ from ufm.problem import UFMProblem, checked_sharing, usable_device
 from ufm.repair import Goal, repair_exponent, repair_weights
 from ufm.solver import NotCertifiedError, Solution, solve
 from ufm.solver.search import UNFINISHED
+from ufm.training.comparison import Train, train
 from ufm.verification import Claim, verify
 
-_HERE = ("verify", "solve", "predict", "phase")
+_HERE = ("verify", "solve", "predict", "phase", "train")
 _BY_RUNS = ("sweep", "status", "retry")
 
 
@@ -136,7 +137,7 @@ def _run(argv: list[str]) -> int:
 
         return COMMANDS[argv[0]](argv[1:])
     options = _options(argv)
-    if not isinstance(options, Predict):
+    if not isinstance(options, Predict | Train):
         usable_device(options.device)
     if not isinstance(options, Solve) and options.output is not None:
         check_folder(options.output)
@@ -147,21 +148,24 @@ def _run(argv: list[str]) -> int:
             return _solve(options)
         case Predict():
             return _predict(options)
+        case Train():
+            return train(options)
         case _:
             return _phase(options)
 
 
-def _options(argv: list[str]) -> Verify | Solve | Predict | Phase:
+def _options(argv: list[str]) -> Verify | Solve | Predict | Phase | Train:
     commands: Any = (
         Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Solve, tyro.conf.subcommand("solve")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[Phase, tyro.conf.subcommand("phase")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
     )
     if not argv or not (argv[0] in _HERE or argv[0].startswith("-")):
         given = f"command {argv[0]!r} is unknown" if argv else "no command is given"
         raise ValueError(f"{given}; expected one of {', '.join(_HERE + _BY_RUNS)}")
-    chosen: Verify | Solve | Predict | Phase = parse_options(
+    chosen: Verify | Solve | Predict | Phase | Train = parse_options(
         commands, argv, prog="python -m ufm", description=__doc__
     )
     return chosen

@@ -158,7 +158,10 @@ def test_bad_texts_are_named(tmp_path):
     ("command", "named"),
     [
         ("", "verify"),
-        ("prove", "'prove' is unknown; expected one of verify, solve, predict, phase, sweep"),
+        (
+            "prove",
+            "'prove' is unknown; expected one of verify, solve, predict, phase, train",
+        ),
         ("solve --class-counts 5 2 --lambda-W 1 2 3 --lambda-H 1", "lambda_W has shape (3,)"),
         ("solve --class-counts 5 0 --lambda-W 1 --lambda-H 1", "holds 0"),
         ("solve --class-counts 5 --lambda-W 1 --lambda-H 1", "two classes"),
@@ -195,7 +198,7 @@ def test_help_mentions_every_command(capsys):
         main(["--help"])
     assert leaving.value.code == 0
     out = capsys.readouterr().out
-    for name in ("verify", "solve", "predict", "phase"):
+    for name in ("verify", "solve", "predict", "phase", "train"):
         assert name in out
 
 
