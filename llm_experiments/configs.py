@@ -13,7 +13,9 @@ from llm_experiments.text.configs import DataConfig
 from run_store.command_line import check_at_least, check_finite
 from run_store.executors.command_line import StudyOptions
 
-DecayGroup = Literal["all", "matrices", "no-embeddings", "embeddings", "head", "body"]
+DecayGroup = Literal[
+    "all", "matrices", "no-embeddings", "embeddings", "head", "body", "last-norm", "inner"
+]
 DecayMode = Literal["decoupled", "l2"]
 Optimizer = Literal["adamw", "sgd", "sign"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -162,7 +164,8 @@ class SweepConfig(StudyOptions):
     decays: Annotated[tuple[DecayGroup, ...], arg(name="decay")] = ("all",)
     """which parameters are decayed: all; matrices (no norms, no biases); embeddings (of the input)
     or no-embeddings (the rest); head (the output matrix); body (neither embeddings nor head). While
-    embeddings are tied, head is embeddings, and body is no-embeddings"""
+    embeddings are tied, head is embeddings, and body is no-embeddings. last-norm (the gain before
+    the head) and inner (the rest) are the two parts of the body"""
     loss_weight_exponents: Annotated[tuple[float, ...], arg(name="loss-weight-exponent")] = (0.0,)
     """weight each token's loss by its count to the minus this power"""
     training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +129,19 @@ def test_the_recipes_beyond_the_paper() -> None:
         *((0, 0, "all", True, rate, 0.0, V) for rate in (0.1, 0.2, 0.3)),
         *((0, 0, "all", True, 0.0, share, V) for share in (0.05, 0.1, 0.2)),
     }
+
+
+def test_the_mechanism_changes_one_thing_at_a_time() -> None:
+    """And has a run without decay beside every run with it, from which its excess is taken."""
+    first = recipe("demo")[0]
+    start = asdict(first.cells()[0]) | asdict(first.data)
+    cells = [(c, grid.data) for grid in recipe("mechanism") for c in grid.cells()]
+    for cell, data in cells:
+        own = asdict(cell) | asdict(data)
+        changed = {name for name in start if own[name] != start[name]}
+        changed -= {"weight_decay", "decay"} if cell.weight_decay else set()
+        assert len(changed) <= 1 or changed == {"optimizer", "learning_rate"}
+        assert (replace(cell, weight_decay=0.0, decay="all"), data) in cells
 
 
 @pytest.mark.parametrize("name", RECIPES)

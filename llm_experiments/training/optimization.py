@@ -30,11 +30,13 @@ def decay_group(model: PreTrainedModel, group: DecayGroup) -> list[nn.Parameter]
     """The parameters that a decay group names, in the model's order.
 
     all: every one; matrices: no norms, no biases; embeddings: the input matrix; no-embeddings: all
-    but it; head: the output matrix; body: neither input nor output matrix. A tied model has one
-    matrix for input and output, so there head is embeddings, and body is no-embeddings.
+    but it; head: the output matrix; body: neither input nor output matrix; last-norm: the gain of
+    the norm before the head; inner: the body but for that. A tied model has one matrix for input
+    and output, so there head is embeddings, and body is no-embeddings.
     """
     embedding = model.get_input_embeddings().weight
     head = classifier(model)
+    gain = model.base_model.norm.weight
     belongs: dict[DecayGroup, Callable[[nn.Parameter], bool]] = {
         "all": lambda parameter: True,
         "matrices": lambda parameter: parameter.ndim > 1,
@@ -42,6 +44,8 @@ def decay_group(model: PreTrainedModel, group: DecayGroup) -> list[nn.Parameter]
         "no-embeddings": lambda parameter: parameter is not embedding,
         "head": lambda parameter: parameter is head,
         "body": lambda parameter: parameter is not embedding and parameter is not head,
+        "last-norm": lambda parameter: parameter is gain,
+        "inner": lambda parameter: all(parameter is not p for p in (embedding, head, gain)),
     }
     return [parameter for parameter in model.parameters() if belongs[group](parameter)]
 

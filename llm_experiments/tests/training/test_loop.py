@@ -46,6 +46,7 @@ def test_loss_weights_are_powers_of_the_counts_that_keep_the_sum(exponent: float
     assert torch.isfinite(weights).all()
 
 
+LAST_NORM = ("transformer.norm.weight", "model.norm.weight")
 TABLES = ("token_embeddings.weight", "embed_tokens.weight", "lm_head.weight")
 
 
@@ -58,6 +59,8 @@ TABLES = ("token_embeddings.weight", "embed_tokens.weight", "lm_head.weight")
         ("no-embeddings", lambda name, parameter: not name.endswith(TABLES[:2])),
         ("head", lambda name, parameter: name.endswith(TABLES[2])),
         ("body", lambda name, parameter: not name.endswith(TABLES)),
+        ("last-norm", lambda name, parameter: name in LAST_NORM),
+        ("inner", lambda name, parameter: not name.endswith(TABLES) and name not in LAST_NORM),
     ],
 )
 @pytest.mark.parametrize("tied", [True, False])

@@ -6,6 +6,7 @@ import json
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,8 @@ class OneWeight(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.clone())
+
+    base_model = SimpleNamespace(norm=SimpleNamespace(weight=None))
 
     def get_input_embeddings(self) -> OneWeight:
         return self
