@@ -149,8 +149,9 @@ def published(model: str, corpus: str = "imdb") -> tuple[TrainingConfig, DataCon
 
     It does not print how weights are drawn or whether gradients are clipped. Until both are
     measured at full size they are those of transformers: matrices N(0, 0.02^2), as in its formats
-    of the models, and its Trainer's clipping at norm 1. With CoreNet's weights and without clipping, decays 0 and 1
-    gave its accuracies at higher losses (average 0.0530 and 0.0752 against 0.051 and 0.068).
+    of the models, and its Trainer's clipping at norm 1. With CoreNet's weights and without
+    clipping, decays 0 and 1 gave its accuracies at higher losses (average 0.0530 and 0.0752 against
+    0.051 and 0.068).
     """
     large = model in ("openelm-1.1b", "openelm-3b", "qwen2-1.5b")
     batch = {"batch_size": 16, "accumulation": 4} if large else {"batch_size": 64}
