@@ -35,6 +35,9 @@ STUDIES = ("text", "images")
 FINISHED = {"text": "077372cf2aca", "images": "205ca122a65f"}
 STOPPED = {"text": "fa82d2802386", "images": "1823fa0c6627"}
 FAILED = {"text": "714ef1c9473f", "images": "7476307e033d"}
+# Relative: other kernels moved losses of text by 1e-6, of images by 3e-3; moments forgotten in
+# going on would move them by 3e-1 and 4e-2.
+ROUNDING = {"text": 1e-4, "images": 1e-2}
 # The commands that made the studies, but for where.
 COMMANDS = {
     "text": (
@@ -101,7 +104,7 @@ def test_going_on_where_it_stopped(study: str, written: Path) -> None:
             elif "accuracy" in variable:  # rounded in another order, a tie may fall the other way
                 assert abs(float(np.nanmean(found - values))) < 0.01
             else:
-                np.testing.assert_allclose(found, values, rtol=2e-3, atol=2e-4)
+                np.testing.assert_allclose(found, values, rtol=ROUNDING[study])
     assert (written / "runs" / study / FINISHED[study] / "classes.nc").read_bytes() == before
     assert _first_step(written / "runs" / study / STOPPED[study]) > 0
 
