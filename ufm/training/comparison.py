@@ -29,7 +29,7 @@ from ufm.training.table import TrainedTable, train_table
 FEWEST_BATCHES = 30
 """A class that occurs in fewer is left out of the verdict: chance decides where it ends."""
 _DECAYS_L2 = (1e-3, 2e-3, 4e-3)
-_DECAYS_ADAMW = (0.0, 1e-3, 5e-3)
+_DECAYS_ADAMW = (0.0, 5e-3)
 _HEADER = (
     "weight_decay", "label", "count", "contexts", "batches", "loss", "predicted_loss", "margin",
     "predicted_margin", "share_lost", "predicted_share", "largest_entry", "constant_push",
@@ -46,7 +46,7 @@ class Train:
 
     training: tyro.conf.OmitArgPrefixes[TableTraining] = field(default_factory=TableTraining)
     weight_decay: tuple[float, ...] | None = None
-    """A training each; default 0.001 0.002 0.004, for adamw 0 0.001 0.005."""
+    """A training each; default 0.001 0.002 0.004, for adamw 0 0.005."""
     counts: Path | None = None
     """Class counts of a file (see `predict`) in place of class-counts; zeros are left out."""
     device: str = "auto"
