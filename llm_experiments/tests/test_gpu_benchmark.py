@@ -171,12 +171,15 @@ def test_a_part_ends_with_all_that_it_started(how: str, results: Path) -> None:
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     settings = replace(DRY, cifar10=str(pipe), counts=f"{how} {os.getpid()}")
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    # What a shell starts in the background ignores it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     for limit in (0.5, 5, 50):  # the first in which this machine comes as far as the worker
         with contextlib.suppress(KeyboardInterrupt):
             attempt(__name__, "leaves_a_worker", settings, limit, results)
         in_time = how == "sleeps" or written(results)["status"] != "out of time"
         if in_time and "worker" in written(results)["figures"]:
             break
+    signal.signal(signal.SIGINT, handler)
     status = {"sleeps": "out of time", "interrupts": "running", "dies": "failed"}
     assert written(results)["status"] == status.get(how, "ok")
     ended, _, _ = select.select([reader], [], [], 10)
