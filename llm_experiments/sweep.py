@@ -110,14 +110,15 @@ def retry(study: Path, execution: ExecutorConfig, device: str = "auto") -> dict[
 def create_tasks(grid: SweepConfig) -> list[Task]:
     """The grid's runs, each with its folder; those that are there already are kept."""
     corpus = prepare(grid.data)
-    return [_task(grid, cell, corpus) for cell in grid.cells()]
+    return [create_task(grid, cell, corpus) for cell in grid.cells()]
 
 
 def _opener(execution: ExecutorConfig, device: str, threads: int) -> Callable[[int], Pool]:
     return functools.partial(open_pool, execution, device=device, threads=threads)
 
 
-def _task(grid: SweepConfig, cell: RunConfig, corpus: PreparedCorpus) -> Task:
+def create_task(grid: SweepConfig, cell: RunConfig, corpus: PreparedCorpus) -> Task:
+    """A run of the grid with its folder; one that is there already is kept."""
     run = Run.create(
         grid.study_folder,
         cell.resolved(grid.data, corpus.data_hash),

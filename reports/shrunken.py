@@ -1,8 +1,9 @@
-"""Finished runs of language models as one small text file each, to keep beside the code.
+"""Finished runs as one small text file each, to keep beside the code.
 
 A record of a large vocabulary holds every token's loss in every window, some 20 MB. What the
 report shows after the last step fits into less than 1 MB: counts, labels, final losses (of seven
-digits) and hits of every class, the scalars, the manifest, and the windows' losses by bin.
+digits) and hits of every class, of images those on the test set too, the scalars, the manifest,
+and the windows' losses by bin. The last layer of images is not kept.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from run_store.input_files import is_integer, is_number, parse_json, read_file
 _NAME = re.compile(r"[0-9a-f]{12}\.json")
 _MOST_BYTES = 2**24
 _BIN_BASE = 2
+_TEST = ("test_count", "test_loss", "test_accuracy")
 
 
 def shrink(study: Path, out: Path) -> list[Path]:
@@ -51,7 +53,7 @@ def _content(run: Run) -> bytes:
     hits = np.rint(np.nan_to_num(record["final_accuracy"].values * final)).astype(int)
     bins = FrequencyBins.powers(counts, base=_BIN_BASE)
     windows = bin_summary(bins, record["loss"].values, record["count"].values).mean
-    document = {
+    document: dict[str, Any] = {
         "manifest": run.manifest,
         "scalars": run.scalars(),
         "labels": record["label"].values.tolist(),
@@ -65,6 +67,13 @@ def _content(run: Run) -> bytes:
             "loss": [[_short(loss) for loss in row] for row in windows],
         },
     }
+    if "test_count" in record:
+        # Integers stay integers; what a class without test images does not have is null.
+        last = {name: record[name].values[-1].tolist() for name in _TEST}
+        document |= {
+            name: [None if math.isnan(value) else value for value in values]
+            for name, values in last.items()
+        }
     lines = (f"{json.dumps(key)}: {_compact(value)}" for key, value in document.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
 
@@ -136,16 +145,17 @@ def _record(document: Mapping[str, Any]) -> xr.Dataset:
         final_count=seen,
         final_loss=loss,
         final_accuracy=accuracy,
+        **{name: [_numbers(document, name, len(labels))] for name in _TEST if name in document},
     )
 
 
 def _numbers(document: Mapping[str, Any], name: str, classes: int) -> np.ndarray:
-    """(V,) of a document; NaN for null, which only losses may have."""
+    """(V,) of a document; NaN for null, which only losses and accuracies may have."""
     values = document[name]
-    loss = name == "final_loss"
-    fits = all(is_integer(v) or (loss and (v is None or is_number(v))) for v in values)
+    real = name.endswith(("loss", "accuracy"))
+    fits = all(is_integer(v) or (real and (v is None or is_number(v))) for v in values)
     if len(values) != classes or not fits:
         raise ValueError(f"{name} are not {classes} numbers")
     return np.array(
-        [math.nan if v is None else v for v in values], dtype=np.float64 if loss else None
+        [math.nan if v is None else v for v in values], dtype=np.float64 if real else None
     )

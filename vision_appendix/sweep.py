@@ -95,7 +95,7 @@ def plan(config: SweepConfig, *, steps: int = 3) -> list[tuple[Cell, float | Non
     seconds = 0.0
     planned: list[tuple[Cell, float | None]] = []
     for cell in resolve_cells(config, data):
-        folder = config.study_folder / run_id(_resolved(config.data, cell, data))
+        folder = config.study_folder / run_id(resolved(config.data, cell, data))
         if folder.is_dir() and Run(folder).is_done():
             planned.append((cell, None))
             continue
@@ -114,7 +114,7 @@ def create_task(config: SweepConfig, cell: Cell, data: LabelledImages) -> Task:
     """A run of the grid with its folder; one that is there already is kept."""
     run = Run.create(
         config.study_folder,
-        _resolved(config.data, cell, data),
+        resolved(config.data, cell, data),
         label=cell.describe(),
         steps=cell.steps,
         data=places(config.data),
@@ -131,7 +131,7 @@ def _task_again(run: Run, device: str) -> Task:
         config = replace(config, class_counts=(), imbalance=imbalance)
     images.check(counts)
     cell = Cell(config=config, class_counts=counts)
-    if run_id(_resolved(data, cell, images)) != run.id:
+    if run_id(resolved(data, cell, images)) != run.id:
         raise ValueError(f"{run.folder}: its images are others by now")
     return _task(run, cell, data, device)
 
@@ -194,5 +194,6 @@ def _seconds_per_step(cell: Cell, data: LabelledImages, steps: int) -> float:
     return (time.perf_counter() - begin) / steps
 
 
-def _resolved(data: DataConfig, cell: Cell, images: LabelledImages) -> dict[str, Any]:
+def resolved(data: DataConfig, cell: Cell, images: LabelledImages) -> dict[str, Any]:
+    """What the id of a run over these images is the hash of."""
     return cell.config.resolved(data, cell.class_counts, images.data_hash)
