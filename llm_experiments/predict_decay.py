@@ -23,6 +23,7 @@ from llm_experiments.training.kappa import kappa
 from run_store import Run, read_study
 from run_store.command_line import check_finite, parse_options, printable
 from run_store.input_files import is_integer, is_number
+from run_store.shrunken import ShrunkenRun, shrunken_runs
 
 _NEEDED = ("class_count", "final_loss")
 _SWEPT = ("weight_decay", "seed")
@@ -57,11 +58,15 @@ def predict_decay(
         raise ValueError("no weight decay is given; expected at least one")
     for decay in weight_decays:
         check_finite("weight_decay", decay)
-    settings: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+    settings: dict[str, list[tuple[Run | ShrunkenRun, dict[str, Any]]]] = {}
     study = read_study(folder, check_records=False)
     found, reasons = [], [f"{path.name}: {reason}" for path, reason in study.problems]
-    for run in study.runs:
-        config = run.manifest["config"]
+    for run in (*study.runs, *shrunken_runs(folder)):
+        try:
+            config = run.manifest["config"]
+        except (ValueError, OSError) as error:
+            reasons.append(str(error))
+            continue
         if not (is_number(config.get("weight_decay")) and is_integer(config.get("seed"))):
             reasons.append(f"{run.id}: its config has no weight_decay and seed")
             continue
@@ -81,7 +86,7 @@ def predict_decay(
 
 def _predict(
     name: str,
-    runs: Sequence[tuple[Run, dict[str, Any]]],
+    runs: Sequence[tuple[Run | ShrunkenRun, dict[str, Any]]],
     weight_decays: Sequence[float],
     second_order: bool,
 ) -> DecayPrediction:
@@ -140,7 +145,7 @@ def _pairs(configs: Sequence[dict[str, Any]]) -> tuple[float, list[int]]:
     raise ValueError("no seed has a run at decay 0 and one above; expected one that has both")
 
 
-def _final(run: Run) -> tuple[Int64[np.ndarray, " V"], Float[np.ndarray, " V"]]:
+def _final(run: Run | ShrunkenRun) -> tuple[Int64[np.ndarray, " V"], Float[np.ndarray, " V"]]:
     record = run.classes(only=_NEEDED)
     if "final_loss" not in record:
         raise ValueError(f"run {run.id} has no final losses; expected --evaluate final")
@@ -168,7 +173,7 @@ class PredictDecay:
     """Losses by token frequency at weight decays that were not run, from those of a small one."""
 
     study: Positional[Path]
-    """folder of a study with runs at decay 0 and at a small decay"""
+    """folder of a study with runs at decay 0 and at a small decay; or of their small files"""
     weight_decays: Annotated[tuple[float, ...], arg(name="weight-decay")]
     """one or more weight decays to predict"""
     first_order: bool = False

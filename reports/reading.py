@@ -43,10 +43,10 @@ from reports.groups import (
 )
 from reports.last_layers import geometry_variables
 from reports.ranks import by_rank, shared_settings
-from reports.shrunken import ShrunkenRun, shrunken_runs
 from reports.workers import PARALLEL_FROM, parallel_map
 from run_store import Run, read_study
 from run_store.leases import Watch
+from run_store.shrunken import ShrunkenRun, shrunken_runs
 from run_store.status import study_states
 from ufm import fit_critical_count
 

@@ -20,11 +20,12 @@ from reports import page, reading, tables
 from reports.configs import check_config
 from reports.published import is_paper_setting
 from reports.reading import NEEDED, collect, reduce_run
-from reports.shrunken import ShrunkenRun, shrink
+from reports.shrunken import shrink
 from reports.table_views import TableView, _seconds
 from reports.tests.studies import make_run
 from run_store import Run, run_id
 from run_store.runs import json_document
+from run_store.shrunken import ShrunkenRun
 from run_store.tests.fuzzing import Canary, Reader, Target
 from run_store.tests.mutations import mutate_json
 
@@ -209,6 +210,6 @@ TARGETS = [
     ),
     Target(
         "report: shrunken run", _shrunken, _shrunken_reader, "run.json", mutate_json,
-        ("reports.shrunken",),
+        ("run_store.shrunken",),
     ),
 ]  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from frequency_bins import FrequencyBins
+from llm_experiments.predict_decay import predict_decay
 from reports.__main__ import main
 from reports.reading import Collection, collect
 from reports.tests.studies import make_study
@@ -112,3 +113,14 @@ def test_the_runs_at_full_size_are_those_of_the_paper() -> None:
     np.testing.assert_allclose(group["average_loss"], [0.0530, 0.0752], atol=5e-5)
     np.testing.assert_allclose(group["token_balanced_loss"], [0.0728, 0.2031], atol=5e-5)
     np.testing.assert_allclose(group["token_balanced_accuracy"], [0.98800, 0.98702], atol=5e-6)
+
+
+def test_decays_are_predicted_from_small_files() -> None:
+    """From the run itself its own losses: those of the 1,197 tokens that occur once."""
+    (found,), reasons = predict_decay(MEASURED, [1.0])
+    assert not reasons
+    assert found.kappa == pytest.approx(0.25, rel=1e-3)  # decay 1, half of 10,000 steps at 5e-5
+    document = json.loads((MEASURED / "8a0ab5eee4c6.json").read_text())
+    once = np.array(document["class_count"]) == 1
+    expected = np.array(document["final_loss"], dtype=float)[once].mean()
+    assert found.predicted[1.0].mean[0] == pytest.approx(expected, rel=1e-6)
