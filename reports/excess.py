@@ -85,6 +85,12 @@ def decays_with_excess(group: xr.Dataset) -> list[float]:
     return [float(decay) for decay in group["decayed"].values[group["pairs"].values > 0]]
 
 
+def predicted_decays(group: xr.Dataset) -> list[float]:
+    """Weight decays whose losses the margin law predicts from a smaller one."""
+    known = group["second_order"].notnull().any("octave").values
+    return [float(decay) for decay in group["decayed"].values[known]]
+
+
 def why_no_excess(group: xr.Dataset) -> str:
     """What a group lacks that no weight decay has an excess; "" where one has."""
     if decays_with_excess(group):

@@ -78,7 +78,9 @@ def _named_alike(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
             label = display_text(field.replace("_", " "))
             plain = _shown(REPAIRS[field]) if field in REPAIRS else "False"
             names = [
-                name if value == plain else f"{name}, {label} {value}".removesuffix(" True")
+                name
+                if value in (plain, "None")  # a field that a config lacks is not in its name
+                else f"{name}, {label} {value}".removesuffix(" True")
                 for name, value in zip(names, shown, strict=True)
             ]
     twice = {name for name in names if names.count(name) > 1}  # same settings, other data

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from reports import figures
 from reports.answer import answer, image_answer
-from reports.excess import why_no_excess
+from reports.excess import predicted_decays, why_no_excess
 from reports.excess_tables import excess_views
 from reports.groups import (
     MOST_NAMED_CLASSES,
@@ -46,6 +46,7 @@ from reports.workers import PARALLEL_FROM, parallel_map
 
 TEMPLATES = Path(__file__).parent / "templates"
 FIGURES: tuple[Callable[..., ReportFigure], ...] = (
+    figures.predictions,
     figures.figure_4,
     figures.figure_1,
     figures.figure_7a,
@@ -133,11 +134,14 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     law, other = figures.theory_over_losses, figures.critical_count
     if all(why_no_excess(group) for group in uneven):
         law, other = other, law
-    shown = {law: uneven, other: ()} | dict.fromkeys(OF_TRAINING, watched)
+    predicted = tuple(group for group in uneven if predicted_decays(group))
+    shown = {law: uneven, other: (), figures.predictions: predicted} | dict.fromkeys(
+        OF_TRAINING, watched
+    )
     found: list[Drawing] = [(draw, of) for draw in FIGURES if (of := shown.get(draw, damaged))]
     repaired = tuple(group for _, family in comparisons(groups) for group in family)
     if repaired:
-        found.insert(3, (figures.repair, repaired))
+        found.insert(4 if predicted else 3, (figures.repair, repaired))
     if is_of_text(groups[0]) and len(weight_decays(groups)) > 1:
         found.insert(0, (figures.glance, repaired or damaged))
     place = len(found)

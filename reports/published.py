@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from frequency_bins import predict_loss
+from llm_experiments.training.kappa import kappa
 from reports.tables import METRICS, table_1
 
 PUBLISHED_DECAYS = (0.0, 0.1, 0.3, 0.5, 1.0)
@@ -63,7 +65,8 @@ def published_table_1(*groups: xr.Dataset) -> pd.DataFrame:
     """`table_1` of the groups in the paper's setting, with the paper's numbers and the difference.
 
     Columns runs, metric, weight_decay, n, mean, std, published, published_std, difference
-    (measured minus published). Empty where no group has the setting.
+    (measured minus published), predicted (by the margin law from the paper's first two columns, of
+    the token-balanced loss alone). Empty where no group has the setting.
     """
     chosen = [group for group in groups if is_paper_setting(group.attrs["config"])]
     if not chosen:
@@ -80,4 +83,18 @@ def published_table_1(*groups: xr.Dataset) -> pd.DataFrame:
     ]
     frame["published"] = [mean for mean, _ in cells]
     frame["published_std"] = [std for _, std in cells]
+    frame["predicted"] = [
+        _predicted(decay) if metric == METRICS["token_balanced_loss"] else math.nan
+        for metric, decay in zip(frame["metric"], frame["weight_decay"], strict=True)
+    ]
     return frame.assign(difference=frame["mean"] - frame["published"])
+
+
+def _predicted(weight_decay: float) -> float:
+    """The paper's token-balanced loss at a decay above those of its first two columns."""
+    without, at = PUBLISHED_TABLE_1["token_balanced_loss"][0][:2]
+    if weight_decay <= (start := PUBLISHED_DECAYS[1]):
+        return math.nan
+    kappas = (kappa(PAPER_SETTING | {"weight_decay": decay}) for decay in (start, weight_decay))
+    vocab_size = PAPER_SETTING["vocab_size"]
+    return float(predict_loss([without], [at], *kappas, vocab_size=vocab_size)[0])

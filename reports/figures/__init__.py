@@ -10,7 +10,12 @@ from reports.figures.corpus import figure_2, figure_3a, figure_3b, figure_8
 from reports.figures.decay import figure_1, figure_4, repair
 from reports.figures.glance import glance
 from reports.figures.images import figure_9, last_layer
-from reports.figures.theory import critical_count, theory_over_images, theory_over_losses
+from reports.figures.theory import (
+    critical_count,
+    predictions,
+    theory_over_images,
+    theory_over_losses,
+)
 from reports.figures.tokens import figure_5, figure_6a, figure_6b, figure_7a, figure_7b
 
 __all__ = [
@@ -31,5 +36,6 @@ __all__ = [
     "last_layer",
     "theory_over_losses",
     "theory_over_images",
+    "predictions",
     "critical_count",
 ]

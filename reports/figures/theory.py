@@ -11,7 +11,14 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from reports.excess import decays_with_excess, fitted_law, law_lines, why_no_excess
+from reports.excess import (
+    PREDICTIONS,
+    decays_with_excess,
+    fitted_law,
+    law_lines,
+    predicted_decays,
+    why_no_excess,
+)
 from reports.figures.panels import apart, caption, decay_panels, ends, grid, styled, titled_panels
 from reports.groups import over_seeds, weight_decays
 from reports.style import (
@@ -90,8 +97,12 @@ def excess_axes(
     ]
     drawn = np.concatenate([*values, [0.1]])
     drawn = drawn[drawn > 0]
+    _log_axis(axis, max(drawn.min() / 2, drawn.max() * 1e-5), 60 * drawn.max())
+
+
+def _log_axis(axis: Axes, low: float, high: float) -> None:
     axis.set_yscale("log")
-    axis.set_ylim(max(drawn.min() / 2, drawn.max() * 1e-5), 60 * drawn.max())
+    axis.set_ylim(low, high)
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(plain_number))
 
@@ -140,6 +151,48 @@ def excess_panel(axis: Axes, group: xr.Dataset, decay: float | None, colour: str
         f"{group.attrs['name']} at weight decay {decay:g}: {', '.join(said)}, "
         f"R squared {law['r_squared']:.3f}"
     )
+
+
+@styled
+def predictions(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
+    """Losses by count as the margin law predicts them from a small decay, and as measured."""
+    figure, axes = titled_panels(groups, narrow, height=3.3)
+    figure.name, figure.title = "Theory", "Predicted from the smallest decay, and measured"
+    colours = decay_colours(weight_decays(groups))
+    values = [group[name].values.ravel() for group in groups for name in PREDICTIONS]
+    drawn = np.concatenate([*values, [0.1]])
+    drawn = drawn[drawn > 0]
+    count_axis(axes[0], max(float(group["class_count"].values.max()) for group in groups))
+    _log_axis(axes[0], drawn.min() / 1.5, 3 * drawn.max())
+    axes[0].set_ylabel("loss (nats)")
+    said = []
+    for axis, group in zip(axes, groups, strict=True):
+        for decay in predicted_decays(group):
+            cell = group.sel(decayed=decay)
+            counts, colour = cell["octave_count"].values, colours[decay]
+            axis.plot(counts, cell["measured"].values, "o", color=colour, markersize=4)
+            axis.plot(counts, cell["second_order"].values, color=colour, label=f"λ = {decay:g}")
+            off = cell["second_order"].values / cell["measured"].values - 1
+            said.append(
+                f"{group.attrs['name']} at weight decay {decay:g}: off by at most "
+                f"{100 * np.nanmax(abs(off)):.0f} % in a bin"
+            )
+        axis.set_xlabel("count")
+        if not predicted_decays(group):
+            axis.text(0.97, 0.97, "No prediction", ha="right", va="top", transform=axis.transAxes)
+            continue
+        axis.legend(
+            title=f"from λ = {float(group['predicted_from']):g}",
+            **{"fontsize": 7.5, "title_fontsize": 7.5, "loc": "upper right", "frameon": False},
+        )
+    figure.caption = caption(
+        "Points: mean loss of the tokens in bins of factor 2. Lines: the margin law of second "
+        "order, from the runs at decay 0 and at the smallest decay of the same seeds. Nothing is "
+        "fitted to the runs that are predicted.",
+        groups,
+    )
+    figure.alt = "Predicted and measured loss against count. " + "; ".join(said)
+    return figure
 
 
 @styled

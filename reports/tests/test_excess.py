@@ -137,6 +137,16 @@ def test_predictions_are_of_the_seeds_that_all_three_runs_have(lawful: Path) -> 
         assert row.first_order_error == pytest.approx(predicted / measured - 1)
 
 
+def test_points_are_measured_and_lines_predicted(lawful: Path) -> None:
+    group = only(lawful)
+    (axis,) = figures.predictions(group).axes
+    points, line = axis.lines  # of the one decay above the smallest
+    frame = predicted_losses(group)
+    assert points.get_ydata().tolist() == frame["measured"].tolist()
+    assert line.get_ydata()[: len(frame)].tolist() == frame["second_order"].tolist()
+    assert axis.get_legend().get_title().get_text() == "from λ = 0.1"
+
+
 def test_a_seed_without_the_small_decay_is_not_compared(tmp_path: Path) -> None:
     for decay in (0.0, 0.1, 1.0):
         put(tmp_path, decay, 0, FLOOR + saturating(decay), **KAPPA)

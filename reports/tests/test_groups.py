@@ -24,6 +24,13 @@ def test_runs_of_different_settings_are_never_mixed(tmp_path: Path) -> None:
     assert all("learning rate 0.00" in name for name in names)
 
 
+def test_a_field_that_a_config_lacks_is_not_in_its_name(tmp_path: Path) -> None:
+    make_run(tmp_path, weight_decay=0.0, seed=0)
+    make_run(tmp_path, weight_decay=0.0, seed=0, beta2=0.9)
+    names = [group.attrs["name"] for group in collect([tmp_path]).groups]
+    assert names == ["openelm-tiny", "openelm-tiny, beta2 0.9"]
+
+
 def test_over_seeds_is_student_t(collection: Collection) -> None:
     group = collection.groups[0]
     band = over_seeds(group, "token_balanced_loss").sel(weight_decay=0.3)

@@ -189,6 +189,8 @@ def test_published_beside_measured(tmp_path: Path) -> None:
     assert (row["published"], row["published_std"]) == (0.163, 0.004)
     mean = float(groups[0]["token_balanced_loss"].mean())
     assert row["difference"] == pytest.approx(mean - 0.163)
+    assert round(row["predicted"], 3) == 0.117  # written out in frequency_bins' test of the law
+    assert frame[frame["metric"] != "Per-token loss"]["predicted"].isna().all()
     view = next(v for v in table_views(groups) if v.key == "table-published")
     assert f"{mean - 0.163:+.3f}" in [cell for _, rows in view.bodies for r in rows for cell in r]
     for other in ({"steps": 9_999}, {"batch_size": 32}, {"loss_weight_exponent": 0.25}):
