@@ -113,7 +113,13 @@ def mechanism() -> tuple[SweepConfig, ...]:
 
     What each grid is for, what was predicted and what came out stands in MECHANISM.md.
     """
-    base = replace(demo()[0], study="mechanism", models=("openelm-tiny",), weight_decays=(0.0, 0.5))
+    base = replace(
+        demo()[0],
+        study="mechanism",
+        models=("openelm-tiny",),
+        weight_decays=(0.0, 0.5),
+        seeds=(0, 1, 2),
+    )
     decayed = replace(base, weight_decays=(0.5,))
     untied = replace(base, training=replace(base.training, tie_embeddings=False))
     settings: tuple[dict[str, Any], ...] = (

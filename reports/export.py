@@ -11,6 +11,7 @@ import xarray as xr
 from reports import tables
 from reports.excess_tables import excess_law, excess_views, predicted_losses
 from reports.groups import display_label
+from reports.mechanisms import mechanism_view, mechanisms
 from reports.page import drawings
 from reports.published import published_table_1
 from reports.reading import BY_CLASS
@@ -27,6 +28,7 @@ TABLES = {
     "theory": tables.theory,
     "excess_law": excess_law,
     "predicted_losses": predicted_losses,
+    "mechanisms": mechanisms,
     "repair": tables.repair,
     "class_falls": tables.class_falls,
     "difficulty": tables.difficulty,
@@ -54,7 +56,8 @@ def export(groups: Sequence[xr.Dataset], folder: Path) -> list[Path]:
         if len(frame):
             files[f"{name}.csv"] = spreadsheet_safe(frame).to_csv(index=False).encode()
             files[f"{name}.parquet"] = frame.to_parquet(index=False)
-    for view in [*table_views(groups), *excess_views(groups), verdict_view()]:
+    views = [*table_views(groups), *excess_views(groups), mechanism_view(groups), verdict_view()]
+    for view in filter(None, views):
         files[f"{view.key.replace('-', '_')}.tex"] = latex(view).encode()
     for name, content in files.items():
         write_atomically(folder / name, content)

@@ -6,6 +6,7 @@ Their names, and what is read of them: values and means by weight decay, bins, c
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,10 @@ def named(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
 
 
 def _named_alike(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
-    """Groups in order of their names: the model, then whatever field differs."""
+    """Groups in order of their names: the model, then whatever field differs.
+
+    A value that most of at least three groups have goes without saying.
+    """
     configs = [group.attrs["config"] for group in groups]
     names = [display_text(str(config.get("model", "model"))) for config in configs]
     fields = sorted(
@@ -76,11 +80,14 @@ def _named_alike(groups: Sequence[xr.Dataset]) -> tuple[xr.Dataset, ...]:
         told = {(name, value) for name, value in zip(names, shown, strict=True)}
         if len(told) > len(set(names)):
             label = display_text(field.replace("_", " "))
-            plain = _shown(REPAIRS[field]) if field in REPAIRS else "False"
+            usual, number = Counter(shown).most_common(1)[0]
+            if field in REPAIRS:
+                usual = _shown(REPAIRS[field])
+            elif not 2 * number > len(shown) > 2:
+                usual = "False"
+            plain = {usual, "None"}  # a field that a config lacks is not in its name
             names = [
-                name
-                if value in (plain, "None")  # a field that a config lacks is not in its name
-                else f"{name}, {label} {value}".removesuffix(" True")
+                name if value in plain else f"{name}, {label} {value}".removesuffix(" True")
                 for name, value in zip(names, shown, strict=True)
             ]
     twice = {name for name in names if names.count(name) > 1}  # same settings, other data

@@ -29,6 +29,7 @@ from reports.groups import (
     has_windows,
     weight_decays,
 )
+from reports.mechanisms import mechanism_view
 from reports.reading import Collection
 from reports.style import DARK, ReportFigure, dark_decay_colours, decay_colours
 from reports.table_views import (
@@ -86,6 +87,8 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
     main, images = by_kind(groups)
     tested = _with_test_accuracy(images)
     tables = table_views(main) + excess_views(main) + image_views(tested)
+    if mechanisms := mechanism_view(main):
+        tables.append(mechanisms)
     if images is not main and (uneven := _with_uneven_counts(images)):
         tables += [*excess_views(uneven, of_images=True), theory_view(uneven, of_images=True)]
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")

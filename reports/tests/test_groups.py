@@ -20,8 +20,12 @@ def test_runs_of_different_settings_are_never_mixed(tmp_path: Path) -> None:
     groups = collect([tmp_path]).groups
     assert sorted(group.sizes["run"] for group in groups) == [1, 1, 1]
     names = [group.attrs["name"] for group in groups]
-    assert len(set(names)) == 3
-    assert all("learning rate 0.00" in name for name in names)
+    # What most have goes without saying.
+    assert names == [
+        "openelm-tiny",
+        "openelm-tiny, learning rate 0.001",
+        "openelm-tiny, vocab size 200",
+    ]
 
 
 def test_a_field_that_a_config_lacks_is_not_in_its_name(tmp_path: Path) -> None:
