@@ -11,6 +11,8 @@ compares the two, `benchmarks/llm_training.py` times them.
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +23,13 @@ IGNORE_INDEX = -100
 # Logits held at a time. 2^20 float32 are 4 MiB, near a CPU core's cache, with products that are
 # large enough for two cores; a GPU wants larger ones. With fewer rows, adding up the (V, D)
 # gradient costs more than the products.
-_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
+_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**28}
 _LEAST_ROWS = 128
 # Rows of the classifier are padded to a multiple of this: with an odd number of bf16 or fp16 logits
 # a row, a GPU's matrix units find no two rows aligned and fall back to slow products.
 _MULTIPLE = {"cuda": 64}
+# Devices on which a kernel goes over the logits twice, where torch does so some ten times.
+_KERNEL = {"cuda"} if importlib.util.find_spec("triton") else set()
 
 
 class TokenLosses(NamedTuple):
@@ -101,7 +105,8 @@ def held_bytes(
     if size == wide:
         forward += size * (matrix * bool(padding) + chunk)
     else:  # a chunk is there in both types, or it has a part of the gradient beside it
-        forward += size * (matrix + chunk) + max(wide * chunk, size * matrix)
+        beside = 0 if device_type in _KERNEL else wide * chunk
+        forward += size * (matrix + chunk) + max(beside, size * matrix)
     backward = wide * (matrix + num_classes * width)
     return 2 * size * num_targets * width + max(forward, backward)
 
@@ -114,6 +119,47 @@ def _padding(num_classes: int, device_type: str) -> int:
 def _rows(num_classes: int, device_type: str) -> int:
     """Tokens whose logits are formed at a time."""
     return max(_LEAST_ROWS, _CHUNK_ELEMENTS.get(device_type, 2**20) // num_classes)
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    smoothing: float,
+    num_classes: int,
+    *,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses of rows of logits (n, V + padding) against target (n,), computed over the logits.
+
+    Returns the cross-entropy, the same with label smoothing, and whether the target is predicted,
+    each (n,); and the logits' gradient where ``gradient`` asks for it, row i times scale[i].
+    """
+    half = logits.dtype
+    target, scale = target[:, None], scale[:, None]
+    logits = logits.to(scale.dtype)
+    logits[:, num_classes:] = -torch.inf
+    narrow = half != logits.dtype
+    largest, correct = largest_and_correct(logits, target, first_of_equals=narrow)
+    logits -= largest
+    of_target = logits.gather(1, target)
+    mean = logits[:, :num_classes].mean(dim=-1, keepdim=True) if smoothing else of_target
+    total = logits.exp_().sum(dim=-1, keepdim=True)
+    loss = total.log() - of_target
+    smoothed = total.log() - of_target.lerp(mean, smoothing) if smoothing else loss
+    if gradient:
+        logits.mul_(scale / total).scatter_add_(1, target, (smoothing - 1) * scale)
+        if smoothing:
+            logits[:, :num_classes] -= smoothing / num_classes * scale
+    return loss[:, 0], smoothed[:, 0], correct[:, 0], logits.to(half) if gradient else logits
+
+
+def _cross_entropy_for(features: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    if features.device.type not in _KERNEL or features.dtype is torch.float64:
+        return cross_entropy
+    from llm_experiments.models import row_kernel  # Triton takes a second to import
+
+    return row_kernel.cross_entropy
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -139,43 +185,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_features = torch.empty_like(features) if with_gradient else None
         d_weight = torch.zeros_like(factor, dtype=wide) if with_gradient else None
         valid = targets != IGNORE_INDEX
-        safe_targets = torch.where(valid, targets, 0)[:, None]
-        scale = torch.where(valid, token_weight.to(wide), 0)[:, None]
+        safe_targets = torch.where(valid, targets, 0)
+        scale = torch.where(valid, token_weight.to(wide), 0)
         rows = _rows(len(factor), features.device.type)
+        cross_entropy = _cross_entropy_for(features)
         for start in range(0, len(features), rows):
             part = slice(start, start + rows)
-            target = safe_targets[part]
-            logits = (features[part] @ factor.T).to(wide)
-            logits[:, len(weight) :] = -torch.inf
-            half = features.dtype != wide
-            largest, hits = largest_and_correct(logits, target, first_of_equals=half)
-            correct[part] = hits[:, 0]
-            logits -= largest
-            target_logit = logits.gather(1, target)
-            mean_logit = logits[:, : len(weight)].mean(dim=-1, keepdim=True) if smoothing else None
-            total = logits.exp_().sum(dim=-1, keepdim=True)
-            losses[part] = (total.log() - target_logit)[:, 0]
-            if mean_logit is not None:
-                smoothed[part] = (total.log() - target_logit.lerp(mean_logit, smoothing))[:, 0]
+            losses[part], smoothed[part], correct[part], gradient = cross_entropy(
+                features[part] @ factor.T,
+                safe_targets[part],
+                scale[part],
+                smoothing,
+                len(weight),
+                gradient=with_gradient,
+            )
             if d_features is not None and d_weight is not None:
-                gradient = logits.mul_(scale[part] / total)
-                gradient.scatter_add_(1, target, (smoothing - 1) * scale[part])
-                if smoothing:
-                    gradient[:, : len(weight)] -= smoothing / len(weight) * scale[part]
-                gradient = gradient.to(features.dtype)
-                del logits  # of which a half copy is enough
                 d_features[part] = gradient @ factor
                 if gradient.dtype == wide:
                     d_weight.addmm_(gradient.T, features[part])
                 else:
                     d_weight += gradient.T @ features[part]
-                del gradient  # so that it is not there beside the next chunk's logits
+            del gradient  # so that it is not there beside the next chunk's logits
         losses.masked_fill_(~valid, 0)
         correct &= valid
         if d_features is not None and d_weight is not None:
             ctx.save_for_backward(d_features, d_weight[: len(weight)].to(weight.dtype))
         ctx.mark_non_differentiable(losses, correct)
-        return (smoothed * scale[:, 0]).sum(), losses, correct
+        return (smoothed * scale).sum(), losses, correct
 
     @staticmethod
     def backward(ctx: Any, d_objective: Tensor, *_: Any) -> tuple[Tensor | None, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -15,6 +17,18 @@ from llm_experiments.models.loss_head import (
 )
 from llm_experiments.tests.live_memory import LiveMemory
 from run_store.tests.fake_gpu import GPU, fake_gpu
+
+
+@pytest.fixture(params=["torch", "triton"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The head as it is on a CPU, and with a GPU's kernel, which an interpreter runs here."""
+    if request.param == "triton":
+        row_kernel = pytest.importorskip("llm_experiments.models.row_kernel")
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            pytest.skip("Triton was to run on a GPU when it was imported")
+        monkeypatch.setattr(loss_head, "_KERNEL", {"cpu"})
+        monkeypatch.setattr(row_kernel, "_BLOCK", 512)
+    return request.param
 
 
 def case(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -65,6 +79,7 @@ def test_equals_torch_in_float64(
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.usefixtures("way")
 def test_float32_is_as_near_to_float64_as_torch_is() -> None:
     features, weight, targets, token_weight = case(torch.float64)
     exact = F.cross_entropy(features @ weight.T, targets, reduction="none")
@@ -75,13 +90,17 @@ def test_float32_is_as_near_to_float64_as_torch_is() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.float16, 1024.0)])
-def test_half_precision_is_as_near_to_float64_as_torch_is(dtype: torch.dtype, scale: float) -> None:
+def test_half_precision_is_as_near_to_float64_as_torch_is(
+    way: str, dtype: torch.dtype, scale: float
+) -> None:
     """Losses and both gradients, in fp16 under a loss scale, with weights kept in float32."""
+    if way == "triton" and dtype is torch.bfloat16:
+        pytest.skip("Triton's interpreter cuts off what a GPU rounds to bf16")
     generator = torch.Generator().manual_seed(2)
-    features = torch.randn(500, 32, generator=generator, dtype=torch.float64)
+    features = torch.randn(200, 32, generator=generator, dtype=torch.float64)
     weight = torch.randn(700, 32, generator=generator, dtype=torch.float64) / 4
-    targets = torch.randint(700, (500,), generator=generator)
-    share = torch.full((500,), scale / 500, dtype=torch.float64)
+    targets = torch.randint(700, (200,), generator=generator)
+    share = torch.full((200,), scale / 200, dtype=torch.float64)
 
     def results(dtype: torch.dtype, ours: bool) -> list[torch.Tensor]:
         wide = torch.promote_types(dtype, torch.float32)
@@ -116,12 +135,14 @@ def test_equals_the_chunked_one_of_torch() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("way")
 def test_large_logits_do_not_overflow() -> None:
     weight = torch.tensor([[1e4], [-1e4], [0.0]])
     losses = linear_cross_entropy(torch.ones(2, 1), weight, torch.tensor([0, 1]), torch.ones(2))
     assert losses.loss.tolist() == [0.0, 2e4]
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [(torch.float32, [True, True, False]), (torch.bfloat16, [True, False, False])],
@@ -136,17 +157,18 @@ def test_of_equal_logits_the_first_is_the_prediction_in_half_precision(
     assert losses.correct.tolist() == expected
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_correct_is_what_a_literal_argmax_says(dtype: torch.dtype) -> None:
     """Of whole numbers, whose products are exact in any order, and often equal."""
-    features, weight = small_numbers(2000, 50)
+    features, weight = small_numbers(500, 50)
     logits = features @ weight.T
     first, last = logits.argmax(-1), 49 - logits.flip(-1).argmax(-1)
-    assert (first != last).sum() > 50
+    assert (first != last).sum() > 15
     # A third of the targets are the first of the largest, a third the last; the rest are any.
-    row = torch.arange(2000)
+    row = torch.arange(500)
     targets = torch.where(row % 3 == 0, first, torch.where(row % 3 == 1, last, row % 50))
-    losses = linear_cross_entropy(features.to(dtype), weight, targets, torch.ones(2000))
+    losses = linear_cross_entropy(features.to(dtype), weight, targets, torch.ones(500))
     if dtype is torch.float32:  # every one of equal logits is
         expected = logits.gather(1, targets[:, None])[:, 0] == logits.amax(-1)
     else:
@@ -170,6 +192,7 @@ def test_a_target_below_the_largest_logit_is_no_prediction(first_of_equals: bool
 )
 def test_what_the_head_holds_is_what_is_planned(
     monkeypatch: pytest.MonkeyPatch,
+    way: str,
     num_targets: int,
     width: int,
     multiple: int,
@@ -179,6 +202,10 @@ def test_what_the_head_holds_is_what_is_planned(
 
     At a small width the chunk of logits makes the peak; at a large one the gradient, twice.
     """
+    if way == "triton":
+        if (num_targets, multiple, dtype) != (20, 64, torch.bfloat16):
+            pytest.skip("for an interpreter one case is enough")
+        monkeypatch.setattr("llm_experiments.models.row_kernel._BLOCK", 8192)
     monkeypatch.setitem(loss_head._MULTIPLE, "cpu", multiple)
     monkeypatch.setitem(loss_head._CHUNK_ELEMENTS, "cpu", 2**18)  # two chunks of the 200
 
@@ -195,7 +222,8 @@ def test_what_the_head_holds_is_what_is_planned(
     def planned(num_classes: int) -> int:
         return held_bytes(num_targets, num_classes, width, dtype, "cpu")
 
-    assert measured(7001) - measured(3000) == planned(7001) - planned(3000)
+    growth = measured(7001) - measured(3000) - (planned(7001) - planned(3000))
+    assert abs(growth) <= (1024 if way == "triton" else 0)  # the interpreter has tensors of its own
     beyond = measured(3000) - planned(3000)
     assert 0 <= beyond <= num_targets * (width * dtype.itemsize + 64)
 
@@ -204,7 +232,9 @@ def test_what_the_head_holds_is_what_is_planned(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)],
 )
-def test_a_gpu_gives_what_a_cpu_gives(dtype: torch.dtype, tolerance: float) -> None:
+def test_a_gpu_gives_what_a_cpu_gives(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float
+) -> None:
     """There the classifier is padded, and a chunk is larger; the gradients are the saved ones.
 
     The logits are exact; the sums of the gradients, of about 1, are rounded in some order.
@@ -223,7 +253,56 @@ def test_a_gpu_gives_what_a_cpu_gives(dtype: torch.dtype, tolerance: float) -> N
         assert {part.device.type for part in found} == {device.type}
         return [part.detach().cpu() for part in found]
 
+    monkeypatch.setattr(loss_head, "_KERNEL", set())  # a fake GPU has no kernels
     with fake_gpu():
         there = results(GPU)
     for one, other in zip(there, results(torch.device("cpu")), strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("block", [4, 8, 64])
+def test_the_kernel_gives_what_torch_gives_in_float64(
+    monkeypatch: pytest.MonkeyPatch,
+    block: int,
+    dtype: torch.dtype,
+    smoothing: float,
+    gradient: bool,
+) -> None:
+    """Of the same logits, some of them equal and some infinite, in blocks that do not divide them.
+
+    What is padded has no part in it, and its gradient is 0.
+    """
+    row_kernel = pytest.importorskip("llm_experiments.models.row_kernel")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton was to run on a GPU when it was imported")
+    monkeypatch.setattr(row_kernel, "_BLOCK", block)
+    generator = torch.Generator().manual_seed(4)
+    logits = 4 * torch.randn(40, 16, generator=generator)
+    logits[:10] = logits[:10].round()
+    logits[30:, :9] = -torch.inf
+    target = torch.randint(9, 13, (40,), generator=generator)
+    scale = torch.rand(40, generator=generator)
+    if smoothing:
+        logits = logits.clamp(min=-50)
+    logits[:, 13:] = 100.0
+    logits = logits.to(dtype)
+    exact = logits[:, :13].double().requires_grad_()
+    losses = F.cross_entropy(exact, target, reduction="none")
+    smoothed = F.cross_entropy(exact, target, reduction="none", label_smoothing=smoothing)
+    (smoothed * scale).sum().backward()
+    assert exact.grad is not None
+    first = dtype is not torch.float32
+    hits = largest_and_correct(exact.detach(), target[:, None], first_of_equals=first)[1][:, 0]
+    ours = row_kernel.cross_entropy(logits, target, scale, smoothing, 13, gradient=gradient)
+    torch.testing.assert_close(ours[0].double(), losses.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours[1].double(), smoothed.detach(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(ours[2], hits)
+    if gradient:
+        rounding = torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            ours[3][:, :13].double(), exact.grad, rtol=rounding, atol=rounding * 1e-3 + 1e-7
+        )
+        assert not ours[3][:, 13:].any()

@@ -11,6 +11,7 @@ import torch
 
 from frequency_bins import ClassMetrics
 from llm_experiments.configs import RunConfig
+from llm_experiments.models import loss_head
 from llm_experiments.models.presets import build_model
 from llm_experiments.text.preparation import PreparedCorpus
 from llm_experiments.training import loop
@@ -34,6 +35,7 @@ def train_on_a_gpu(
         monkeypatch.setattr(loop, "build_model", lambda *names, **options: model)
         monkeypatch.setattr(loop, "loss_weights", lambda *counts: weights)
         monkeypatch.setattr(loop, "synchronise", lambda device: None)
+        monkeypatch.setattr(loss_head, "_KERNEL", set())  # a fake GPU has no kernels
         with (
             attempt(Run.create(tmp_path, {"fake": 1})) as mine,
             fake_gpu(waiting=False),
