@@ -19,6 +19,9 @@ def open_pool(config: ExecutorConfig, calls: int, *, device: str, threads: int) 
     Raises:
         ValueError: too few GPUs here, or the executor's package is not installed.
     """
+    # Threads that wait for each other spin by default, on cores that others could use.
+    # OpenMP reads this when torch is imported, in the processes that the pool starts.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.executor == "local":
         return _local(config, device, threads, calls)
     width = config.runs_in_parallel or calls

@@ -62,6 +62,19 @@ def test_a_child_sees_its_gpus_alone() -> None:
         assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "3,4"
 
 
+@pytest.mark.parametrize("given", [None, "active"])
+def test_threads_of_a_run_wait_without_spinning(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the user says otherwise."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # and back again
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    with contextlib.closing(open_pool(ExecutorConfig(), 1, device="cpu", threads=1)) as pool:
+        assert pool.submit(os.getenv, "OMP_WAIT_POLICY").result() == (given or "passive")
+
+
 def leave_behind(path: Path) -> None:
     """As libraries do that have something to clean up."""
     atexit.register(path.write_text, "cleaned up")
