@@ -151,6 +151,20 @@ def test_adam_decays_rows_that_are_seldom_pushed_too_much():
     assert 0.5 * float(even[-1]) < float(excess[-1]) < 1.3 * float(random[-1])
 
 
+@pytest.mark.parametrize(("share", "beta2"), [(0.5, 0.9), (0.1, 0.95), (0.04, 0.99)])
+def test_decay_between_random_gradients(share, beta2):
+    """THEORY.md, 10.1: E[v^-1/2] / E[v^-1/2 | gradient] = p / (1 - (1 - p) beta2^-1/2)."""
+    drawn = torch.rand(200_000, generator=torch.Generator().manual_seed(1)) < share
+    second, every, pushed = 1.0 - beta2, [], []
+    for gradient in drawn.tolist():
+        second = beta2 * second + (1.0 - beta2) * gradient
+        every.append(second**-0.5)
+        pushed += every[-1:] if gradient else []
+    measured = sum(every) / len(every) / (sum(pushed) / len(pushed))
+    exact = share / (1.0 - (1.0 - share) * beta2**-0.5)
+    assert measured - 1.0 == pytest.approx(exact - 1.0, rel=0.05)
+
+
 def test_what_is_not_derived_is_refused():
     with pytest.raises(ValueError, match=r"label_noise is 0\.0"):
         win_back_rate(TableTraining(optimizer="adamw"))
