@@ -18,6 +18,11 @@ class WindowHistory:
         self._steps: list[int] = []
         self._rows: list[dict[str, Tensor]] = []
 
+    @property
+    def last_step(self) -> int:
+        """The step that the last window ended with; 0 before the first."""
+        return self._steps[-1] if self._steps else 0
+
     def append(self, step: int, stream: ClassMetrics, **passes: ClassMetrics) -> dict[str, float]:
         """Close a window: keep what the training steps saw, and passes made at its end.
 

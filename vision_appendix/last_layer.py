@@ -5,6 +5,7 @@ V classes, d features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -22,17 +23,23 @@ _MOST_BYTES = 2**26
 
 
 @torch.no_grad()
-def last_layer(model: ResNet9, data: LabelledImages) -> dict[str, Tensor]:
+def last_layer(
+    model: ResNet9, data: LabelledImages, look: Callable[[], object] = lambda: None
+) -> dict[str, Tensor]:
     """The last layer on the training images, without augmentation.
 
     `classifier` (V, d) as it multiplies features, the logits' scale included; `class_means`
     (V, d) of the features; `within_class_covariance` (d, d), the mean over images of the outer
     product of feature minus class mean; `within_class_variance` (V,), the mean squared distance
-    to the class mean. float32, computed in float64.
+    to the class mean. float32, computed in float64. `look` is called after every batch, and may
+    raise.
     """
     model.eval()
-    parts = data.images.split(EVALUATION_BATCH)
-    features = torch.cat([model.features(normalise(data, part)).double() for part in parts])
+    parts = []
+    for images in data.images.split(EVALUATION_BATCH):
+        parts.append(model.features(normalise(data, images)).double())
+        look()
+    features = torch.cat(parts)
     model.train()
     labels = data.labels
     counts = data.class_counts.to(labels.device).double()

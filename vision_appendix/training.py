@@ -6,7 +6,7 @@ The loop is `train`; what it needs stands below it. B images, V classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from run_store import (
     class_record,
     write_atomically,
 )
+from run_store.checkpoint_writer import CheckpointWriter, snapshot
 from run_store.clock import Clock
 from vision_appendix.augmentation import normalise, training_batch
 from vision_appendix.configs import RunConfig
@@ -64,42 +65,55 @@ def train(
     parts = {"model": model, "optimizer": optimizer, "metrics": metrics, "windows": windows}
     step = checkpoints.resume(attempt, parts)
     evaluations = evaluation_steps(config, len(data.images))
-    clock = Clock(config.batch_size, step)
+    clock, first = Clock(config.batch_size, step), step
 
-    while step < evaluations[-1]:
-        training_step(config, data, model, optimizer, metrics, step)
-        step += 1
-        report(Progress(step=step, images_per_second=clock.per_second(step)))
+    def copy() -> dict[str, Any]:
+        return {name: snapshot(part.state_dict()) for name, part in parts.items()}
 
-        if step in evaluations:
-            synchronise(data.images.device)
-            with clock.paused():
-                test = evaluate(config, model, data, data.test_images, data.test_labels)
-                scalars = windows.append(step, metrics, test=test)
-                metrics.reset()
-            if not math.isfinite(scalars["loss"]):
-                raise Diverged(f"the loss is {scalars['loss']} at step {step}")
-            rates = {
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "images_per_second": clock.per_second(step),
-            }
-            attempt.append_scalars({"step": step, **scalars, **rates})
-            if clock.checkpoint_is_due():
-                with clock.checkpointing():
-                    keep(attempt, step, parts)
+    def look() -> None:
         if attempt.should_stop():
-            keep(attempt, step, parts)
+            writer.take(step)
+            writer.wait()
             raise Stopped(f"stopped after step {step}")
 
-    final = evaluate(config, model, data, data.images, data.labels)
-    with arithmetic(config, data.images.device):
-        layer = last_layer(model, data)
-    write_atomically(attempt.folder / LAST_LAYER, safetensors.torch.save(layer))
-    speed = {"images_per_second": clock.per_second(step)}
-    record = class_record(
-        class_counts=data.class_counts.numpy(), labels=data.class_names, **windows.arrays(final)
-    )
-    attempt.publish(record, files=(LAST_LAYER,), **speed)
+    def evaluate_on(images: Tensor, labels: Tensor) -> ClassMetrics:
+        with clock.paused():
+            return evaluate(config, model, data, images, labels, look)
+
+    with CheckpointWriter(attempt, step, evaluations[-1], copy) as writer:
+        while True:
+            if step in evaluations and step > windows.last_step:
+                synchronise(data.images.device)
+                test = evaluate_on(data.test_images, data.test_labels)
+                scalars = windows.append(step, metrics, test=test)
+                metrics.reset()
+                if not math.isfinite(scalars["loss"]):
+                    raise Diverged(f"the loss is {scalars['loss']} at step {step}")
+                rates = {
+                    "learning_rate": optimizer.param_groups[0]["lr"],
+                    "images_per_second": clock.per_second(step),
+                }
+                attempt.append_scalars({"step": step, **scalars, **rates})
+            if step > first:
+                if step == evaluations[-1] or writer.is_due(step):
+                    writer.take(step)
+                look()
+            if step == evaluations[-1]:
+                break
+            training_step(config, data, model, optimizer, metrics, step)
+            step += 1
+            report(Progress(step=step, images_per_second=clock.per_second(step)))
+
+        final = evaluate_on(data.images, data.labels)
+        with arithmetic(config, data.images.device):
+            layer = last_layer(model, data, look)
+        write_atomically(attempt.folder / LAST_LAYER, safetensors.torch.save(layer))
+        speed = {"images_per_second": clock.per_second(step)}
+        record = class_record(
+            class_counts=data.class_counts.numpy(), labels=data.class_names, **windows.arrays(final)
+        )
+        attempt.publish(record, files=(LAST_LAYER,), **speed)
+        writer.discard()
 
 
 def training_step(
@@ -129,9 +143,17 @@ def training_step(
 
 @torch.no_grad()
 def evaluate(
-    config: RunConfig, model: ResNet9, data: LabelledImages, images: Tensor, labels: Tensor
+    config: RunConfig,
+    model: ResNet9,
+    data: LabelledImages,
+    images: Tensor,
+    labels: Tensor,
+    look: Callable[[], object] = lambda: None,
 ) -> ClassMetrics:
-    """One pass without augmentation: the loss and accuracy of every class."""
+    """One pass without augmentation: the loss and accuracy of every class.
+
+    `look` is called after every batch, and may raise.
+    """
     metrics = ClassMetrics(len(data.class_names), images.device)
     model.eval()
     for part, targets in zip(
@@ -141,6 +163,7 @@ def evaluate(
             logits = model(normalise(data, part))
         losses = cross_entropy(logits.float(), targets, reduction="none")
         metrics.update(losses, targets, logits.argmax(dim=1) == targets)
+        look()
     model.train()
     return metrics
 
@@ -202,8 +225,3 @@ def synchronise(device: torch.device) -> None:
     """Wait for the device, so that a clock counts work done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def keep(attempt: Attempt, step: int, parts: Mapping[str, Any]) -> None:
-    """Write a checkpoint."""
-    checkpoints.keep(attempt, step, {name: part.state_dict() for name, part in parts.items()})

@@ -42,6 +42,7 @@ PARTS = {
     "rates": ("language", 40),
     "compiled_bf16": ("language", 180),
     "eager": ("language", 90),
+    "checkpoints": ("language", 90),
     "peer": ("language", 60),
     "large": ("language", 90),
     "ufm_batch": ("theory", 60),

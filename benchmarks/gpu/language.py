@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from llm_experiments.models.presets import build_model
 from llm_experiments.plan import plan
 from llm_experiments.recipes import figure1, table1
 from llm_experiments.training.loop import HALF, Progress, synchronise, train
+from run_store.checkpoint_writer import CheckpointWriter
 
 
 def rates(settings: Settings, record: Record) -> None:
@@ -80,6 +82,48 @@ def large(settings: Settings, record: Record) -> None:
     """The largest model of the study at its published batch, without torch.compile."""
     grid = published(settings, large=True, precision="fp16", compile=False)
     measure_training(replace(settings, warm_up=2, steps=min(8, settings.steps)), record, grid)
+
+
+def checkpoints(settings: Settings, record: Record) -> None:
+    """What two checkpoints cost, one after the other, while training goes on."""
+    device, grid = settings.device, published(settings, precision="bf16", compile=False)
+    config = RunConfig(**asdict(grid.training), model=grid.models[0], weight_decay=0.1)
+    corpus = zipf_corpus(settings.vocab_size, 2048, grid.data.context)
+    marks: list[Any] = []
+    spans: list[tuple[int, int]] = []  # the first mark of each, and that at which it was whole
+    begun, next_at = 0, settings.warm_up + settings.steps
+
+    def is_due(writer: CheckpointWriter, step: int) -> bool:
+        nonlocal begun, next_at
+        marks.append(moment(device))
+        if begun and not writer.writing:
+            writer.wait()
+            record.figure(f"checkpoint {len(spans) + 1}: seconds until whole", writer.seconds)
+            (file,) = writer.folder.glob("checkpoint-*")
+            record.figure("size of one, GB", file.stat().st_size / 1e9)
+            spans.append((begun, step))
+            begun, next_at = 0, step + settings.steps
+        if len(spans) == 2:
+            raise Enough
+        if step == next_at:
+            begun = step
+        return step == next_at
+
+    run_steps(config, corpus, device, config.steps, lambda step: None, is_due)
+    times = intervals(marks)  # the first is that of step 2
+    quiet = times[settings.warm_up : spans[0][0] - 1] + times[spans[0][1] : spans[1][0] - 1]
+    record.figure("bf16, eager: step", quiet)
+    for number, (first, last) in enumerate(spans, start=1):
+        during = times[first - 1 : last - 1]
+        record.figure(f"checkpoint {number}: steps while it is written", during)
+        extra = sum(during) - len(during) * statistics.mean(quiet)
+        record.figure(f"checkpoint {number}: ms of training time that it took", extra)
+    record.figure("host memory at its most, GiB", resident_gib())
+
+
+def resident_gib() -> float:
+    """The most memory that this process has taken on the host, pinned memory included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def published(settings: Settings, *, large: bool = False, **changes: Any) -> SweepConfig:
@@ -150,9 +194,17 @@ class Enough(Exception):
 
 
 def run_steps(
-    config: RunConfig, corpus: Any, device: torch.device, steps: int, watch: Callable[[int], object]
+    config: RunConfig,
+    corpus: Any,
+    device: torch.device,
+    steps: int,
+    watch: Callable[[int], object],
+    is_due: Callable[[CheckpointWriter, int], bool] = lambda writer, step: False,
 ) -> None:
-    """``steps`` steps of `train`, which calls ``watch`` after each of them."""
+    """``steps`` steps of `train`, which calls ``watch`` after each of them.
+
+    Checkpoints are taken after the steps that ``is_due`` names.
+    """
 
     def report(progress: Progress) -> None:
         watch(progress.step)
@@ -162,6 +214,7 @@ def run_steps(
     with (
         contextlib.suppress(Enough),
         mock.patch("llm_experiments.training.loop.build_model", drawn_on_device),
+        mock.patch.object(CheckpointWriter, "is_due", is_due),
         temporary_attempt({}) as mine,
     ):
         train(config, corpus, mine, device=device, report=report)

@@ -50,7 +50,15 @@ def written(results: Path) -> dict[str, Any]:
     return part
 
 
-@pytest.mark.parametrize("part", [checks.checks_of_the_parts, theory.checks_of_ufm, language.rates])
+@pytest.mark.parametrize(
+    "part",
+    [
+        checks.checks_of_the_parts,
+        theory.checks_of_ufm,
+        language.rates,
+        language.checkpoints,
+    ],
+)
 def test_a_part_on_the_cpu(part: Callable[[Settings, Record], None], results: Path) -> None:
     record = Record(results, "part")
     part(replace(DRY, head_tokens=600, tiny_vocab=300), record)

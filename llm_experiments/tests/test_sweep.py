@@ -42,7 +42,8 @@ def started(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "llm_experiments", *arguments],
         cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "FREQUENCY_BINS_MOST_LOST": "0.1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

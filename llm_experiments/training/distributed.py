@@ -16,7 +16,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +32,7 @@ from frequency_bins import ClassMetrics
 from llm_experiments.configs import Parallel
 from llm_experiments.text.tokenization import PAD_ID
 from run_store.attempts import error_line
+from run_store.checkpoint_writer import snapshot
 from run_store.devices import resolve_device
 
 # Followers wait while the first process prepares a corpus. That a process has died is noticed by
@@ -98,13 +99,13 @@ class Group:
         summed.load_state_dict(state)
         return summed
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process. Hosts wait for each other here, not devices."""
+    def most(self, value: int) -> int:
+        """The largest value of any process. Hosts wait for each other here, not devices."""
         if self.size == 1:
-            return flag
-        flags = torch.tensor([int(flag)])
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags.item())
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values.item())
 
     def tell(self, message: Any) -> Any:
         """What the first process gives, in every process. (Pickled; it comes from ourselves.)"""
@@ -112,19 +113,19 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def gathered(self, state: Any) -> Any:
-        """A state_dict with whole tensors, on the CPU of the first process, in place of shards."""
-        if not self.shards:
-            return state
-        whole: dict[int, Tensor | None] = {}  # tied parameters stay one tensor
+    def copied(self, state: Any) -> Any:
+        """A `snapshot` of a state_dict with whole tensors in place of shards; in the first process.
 
-        def gather(shard: Tensor) -> Tensor | None:
-            if id(shard) not in whole:
-                tensor = shard.full_tensor()  # type: ignore[attr-defined]
-                whole[id(shard)] = tensor.cpu() if self.leads else None
-            return whole[id(shard)]
+        The others have None for its tensors. (torch.distributed.checkpoint would write a file for
+        each process, and a pickle, which only this number of processes reads without a conversion,
+        and no one without trust.)
+        """
 
-        return _over_shards(gather, state)
+        def whole(tensor: Any) -> Tensor | None:
+            tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            return tensor if self.leads else None
+
+        return snapshot(state, whole)
 
     def scattered(self, part: Any, state: Any) -> Any:
         """The state_dict of a model or optimizer from whole tensors, cut as the part is."""
@@ -298,13 +299,3 @@ def group_errors() -> Iterator[None]:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise GroupBroken("another process of this run has ended") from None
         raise
-
-
-def _over_shards(function: Callable[[Any], Any], state: Any) -> Any:
-    from torch.distributed.tensor import DTensor
-
-    if isinstance(state, DTensor):
-        return function(state)
-    if isinstance(state, Mapping):
-        return {name: _over_shards(function, value) for name, value in state.items()}
-    return state

@@ -29,6 +29,7 @@ from llm_experiments.training.distributed import ALONE, Follower, Group
 from llm_experiments.training.memory import keep_freed_memory
 from llm_experiments.training.optimization import build_optimizer, learning_rate, loss_weights
 from run_store import Attempt, Diverged, Stopped, checkpoints, class_record
+from run_store.checkpoint_writer import CheckpointWriter
 from run_store.clock import Clock
 
 if TYPE_CHECKING:
@@ -102,74 +103,86 @@ def train(
     if not group.leads:
         metrics.reset()  # what was pending counts once
     clock = Clock(tokens.shape[1] * config.batch_size * config.accumulation, step)
+    first, sequences_of = step, {"full": tokens} if config.evaluate == "full" else {}
+    sequences_of |= {"held_out": held_out} if len(held_out) else {}
 
-    while step < config.steps:
-        for settings in optimizer.param_groups:
-            settings["lr"] = learning_rate(config, step)
-        for part in range(config.accumulation):
-            batch = step * config.accumulation + part
-            rows = batch_rows(config, len(tokens), batch)
-            if config.dropout:
-                seed_dropout(config.seed, batch * group.size + group.rank)
-            if device.type == "cuda":  # a copy from pageable memory would wait for the device
-                rows = rows.pin_memory().to(device, non_blocking=True)
-            # Weights carry the loss scale, so that it is there where the head forms gradients.
-            # DDP and FSDP average gradients over the processes, each of which has a part of a sum.
-            weights = scaler.scale(class_weights * group.size / config.accumulation)
-            whole = tokens[rows]
-            losses, targets = step_loss(group.share(whole), weights, count_targets(whole))
-            losses.objective.backward()
-            metrics.update(losses.loss, targets, losses.correct, ignore_index=IGNORE_INDEX)
-        if config.clip_gradient:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        report(Progress(step=step, tokens_per_second=clock.per_second(step)))
+    def copy() -> dict[str, Any]:
+        parts = {**state, "metrics": group.total(metrics)}
+        return {name: group.copied(part.state_dict()) for name, part in parts.items()}
 
-        if step % config.evaluate_every == 0 or step == config.steps:
-            synchronise(device)
-            with clock.paused():
-                passes = {"full": tokens} if config.evaluate == "full" else {}
-                passes |= {"held_out": held_out} if len(held_out) else {}
-                measured = {
-                    name: evaluate(step_loss, sequences, class_weights, config.batch_size, group)
-                    for name, sequences in passes.items()
-                }
-                averages = windows.append(step, group.total(metrics), **measured)
-                metrics.reset()
-            check_finite(step, averages["loss"], scaler)
-            attempt.append_scalars(
-                {
-                    "step": step,
-                    "loss": averages["loss"],
-                    "learning_rate": optimizer.param_groups[0]["lr"],
-                    "tokens_per_second": clock.per_second(step),
-                }
-            )
-            if step < config.steps and group.any(clock.checkpoint_is_due()):
-                with clock.checkpointing():
-                    keep(attempt, step, state, group)
-        if group.any(attempt.should_stop()):
-            keep(attempt, step, state, group)
+    def look(due: bool = False) -> None:
+        """Whether to stop, or a checkpoint is due; every process has to ask."""
+        wish = group.most(2 if attempt.should_stop() else int(due))
+        if wish:
+            writer.take(step)
+        if wish == 2:
+            writer.wait()
             raise Stopped(f"stopped after step {step}")
 
-    training_set = tokens if config.evaluate != "stream" else tokens[:0]
-    with clock.paused():
-        final = evaluate(step_loss, training_set, class_weights, config.batch_size, group)
-    weights = group.gathered(model.state_dict()) if keep_model else {}
-    if group.leads:
-        if keep_model:
-            save_model(model, corpus, attempt.folder / "model", weights)
-        record = class_record(
-            class_counts=corpus.class_counts.numpy(),
-            labels=corpus.labels,
-            **windows.arrays(final),
-        )
-        files = ("model",) if keep_model else ()
-        attempt.publish(record, files=files, tokens_per_second=clock.per_second(step))
+    def evaluate_on(sequences: Tensor) -> ClassMetrics:
+        with clock.paused():
+            return evaluate(step_loss, sequences, class_weights, config.batch_size, group, look)
+
+    with CheckpointWriter(attempt if group.leads else None, step, config.steps, copy) as writer:
+        while True:
+            ends_window = step % config.evaluate_every == 0 or step == config.steps
+            if ends_window and step > windows.last_step:
+                synchronise(device)
+                passes = {name: evaluate_on(sequences) for name, sequences in sequences_of.items()}
+                averages = windows.append(step, group.total(metrics), **passes)
+                metrics.reset()
+                check_finite(step, averages["loss"], scaler)
+                attempt.append_scalars(
+                    {
+                        "step": step,
+                        "loss": averages["loss"],
+                        "learning_rate": optimizer.param_groups[0]["lr"],
+                        "tokens_per_second": clock.per_second(step),
+                    }
+                )
+            if step > first:
+                look(due=step == config.steps or (group.leads and writer.is_due(step)))
+            if step == config.steps:
+                break
+            for settings in optimizer.param_groups:
+                settings["lr"] = learning_rate(config, step)
+            for part in range(config.accumulation):
+                batch = step * config.accumulation + part
+                rows = batch_rows(config, len(tokens), batch)
+                if config.dropout:
+                    seed_dropout(config.seed, batch * group.size + group.rank)
+                if device.type == "cuda":  # a copy from pageable memory would wait for the device
+                    rows = rows.pin_memory().to(device, non_blocking=True)
+                # Weights carry the loss scale, so that it is there where the head forms gradients.
+                # DDP and FSDP average gradients over the processes, which have parts of a sum each.
+                weights = scaler.scale(class_weights * group.size / config.accumulation)
+                whole = tokens[rows]
+                losses, targets = step_loss(group.share(whole), weights, count_targets(whole))
+                losses.objective.backward()
+                metrics.update(losses.loss, targets, losses.correct, ignore_index=IGNORE_INDEX)
+            if config.clip_gradient:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            report(Progress(step=step, tokens_per_second=clock.per_second(step)))
+
+        final = evaluate_on(tokens if config.evaluate != "stream" else tokens[:0])
+        weights = group.copied(model.state_dict()) if keep_model else {}
+        if group.leads:
+            if keep_model:
+                synchronise(device)
+                save_model(model, corpus, attempt.folder / "model", weights)
+            record = class_record(
+                class_counts=corpus.class_counts.numpy(),
+                labels=corpus.labels,
+                **windows.arrays(final),
+            )
+            files = ("model",) if keep_model else ()
+            attempt.publish(record, files=files, tokens_per_second=clock.per_second(step))
+            writer.discard()
     return model
 
 
@@ -253,13 +266,18 @@ def evaluate(
     class_weights: Tensor,
     batch_size: int,
     group: Group,
+    look: Callable[[], object] = lambda: None,
 ) -> ClassMetrics:
-    """One pass over sequences (S, T): the loss and accuracy of every token."""
+    """One pass over sequences (S, T): the loss and accuracy of every token.
+
+    `look` is called after every batch, and may raise.
+    """
     metrics = ClassMetrics(len(class_weights), sequences.device)
     step_loss.eval()
     for batch in sequences.split(batch_size) if len(sequences) else ():
         losses, targets = step_loss(group.share(batch), class_weights, count_targets(batch))
         metrics.update(losses.loss, targets, losses.correct, ignore_index=IGNORE_INDEX)
+        look()
     step_loss.train()
     return group.total(metrics)
 
@@ -296,12 +314,3 @@ def batch_rows(config: RunConfig, num_sequences: int, batch: int) -> Tensor:
 @lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, num_sequences: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(num_sequences)
-
-
-def keep(attempt: Writer, step: int, parts: Mapping[str, Any], group: Group) -> None:
-    """Write a checkpoint; every process has to call this."""
-    pending = group.total(parts["metrics"])
-    parts = {**parts, "metrics": pending}
-    state = {name: group.gathered(part.state_dict()) for name, part in parts.items()}
-    if group.leads:
-        checkpoints.keep(attempt, step, state)

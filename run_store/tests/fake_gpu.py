@@ -106,7 +106,10 @@ def _compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, waiti
             raise RuntimeError(f"{name} of tensors on the GPU got one on the CPU: {shapes}")
     goes = _goes_to_gpu(name, args, kwargs, any(on_gpu))
     by_mask = name.startswith("index") and any(t.dtype is torch.bool for t in tensors[1:])
-    if not waiting and any(on_gpu) and (name in _WAITED_FOR or by_mask or not goes):
+    copied_later = name == "copy_" and (kwargs.get("non_blocking") or True in args[2:])
+    kwargs = {option: value for option, value in kwargs.items() if option != "pin_memory"}
+    comes = not goes and not copied_later and not name.startswith("empty")
+    if not waiting and any(on_gpu) and (name in _WAITED_FOR or by_mask or comes):
         raise WaitedError(name)
     result = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, dict(kwargs)))
     if "out" in kwargs or (func._schema.is_mutable and isinstance(result, Tensor)):

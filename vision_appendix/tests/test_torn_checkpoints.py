@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from run_store import Run
+from run_store.checkpoint_writer import CheckpointWriter
 from run_store.checkpoints import load_latest
-from run_store.clock import Clock
 from vision_appendix.configs import DataConfig, RunConfig
 from vision_appendix.imbalanced_cifar10 import load_images
 from vision_appendix.tests.test_training import TINY, Killed, new_run, train
@@ -23,7 +23,7 @@ CONFIG = replace(RunConfig(**TINY), width=1, epochs=2)
 def test_a_checkpoint_cut_at_every_tenth_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Clock, "checkpoint_is_due", lambda clock: True)
+    monkeypatch.setattr(CheckpointWriter, "is_due", lambda writer, step: step % 4 == 0)
     everything = load_images(DataConfig())
     data = everything.subset(CONFIG.class_counts, 0)
     whole, broken = (new_run(tmp_path / name, CONFIG) for name in ("whole", "broken"))

@@ -14,8 +14,8 @@ from llm_experiments.tests.training.test_loop import CPU
 from llm_experiments.text.preparation import PreparedCorpus
 from llm_experiments.training.loop import Progress, train
 from run_store import Run, attempt
+from run_store.checkpoint_writer import CheckpointWriter
 from run_store.checkpoints import load_latest
-from run_store.clock import Clock
 
 CONFIG = RunConfig(
     model="qwen2-tiny", steps=8, batch_size=4, evaluate_every=4, learning_rate=3e-3, seed=1
@@ -29,7 +29,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def smallest(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose checkpoint has few enough bytes to be cut at every tenth, written when due."""
-    monkeypatch.setattr(Clock, "checkpoint_is_due", lambda clock: True)
+    monkeypatch.setattr(CheckpointWriter, "is_due", lambda writer, step: step % 4 == 0)
     monkeypatch.setitem(presets._QWEN2, "qwen2-tiny", (8, 1, 1, 1, 8, 0.3))
 
 
