@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -99,6 +100,12 @@ def _line_pairs(path: Path, text: str) -> list[tuple[str, object]]:
 
 
 def _whole(path: Path, label: str, value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[1-9]\d{0,2}([.,]\d{3})+", value.strip()):
+        whole, thousands = re.split("[.,]", value)[0], re.sub("[.,]", "", value)
+        raise ValueError(
+            f"{path}: the count of {label!r:.80} is {value!r}: is that {whole} or {thousands}? "
+            "Expected a whole number in digits alone"
+        )
     try:
         number = float(value) if isinstance(value, (str, int, float)) else float("nan")
     except (ValueError, OverflowError):

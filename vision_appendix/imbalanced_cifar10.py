@@ -154,7 +154,7 @@ def _read_originals(folder: Path, names: list[str]) -> dict[str, bytes]:
     for place in (folder / "cifar-10-batches-py", folder):
         if (place / names[0]).is_file():
             return {name: read_file(place / name, most_bytes=_MOST_BATCH) for name in names}
-    archives = [folder] if folder.is_file() else sorted(folder.glob("cifar-10-python.tar*"))
+    archives = [folder] if folder.is_file() else sorted(folder.glob("cifar-10-python.t*"))
     if not archives:
         raise ValueError(
             f"{folder} holds no CIFAR-10; expected the folder cifar-10-batches-py "
@@ -170,7 +170,8 @@ def _read_originals(folder: Path, names: list[str]) -> dict[str, bytes]:
 
 
 def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
-    unpackers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+    unpackers = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".txz": lzma.open}
+    unpackers |= {".bz2": bz2.open, ".tbz2": bz2.open}
     unpack = unpackers.get(path.suffix, lambda packed, _: packed)
     contents: dict[str, bytes] = {}
     with (

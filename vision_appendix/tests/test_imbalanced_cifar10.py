@@ -20,6 +20,7 @@ from vision_appendix.imbalanced_cifar10 import (
     DIGITS_TEST_IMAGES,
     LabelledImages,
     _BatchUnpickler,
+    _read_originals,
     load_images,
     resolve_counts,
 )
@@ -153,8 +154,9 @@ def test_corrupted_batches_are_named_and_never_unpickled(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None])
-def test_a_damaged_archive_is_named(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "cifar-10-python.tar.gz"
+@pytest.mark.parametrize("end", ["tar.gz", "tgz"])
+def test_a_damaged_archive_is_named(content: bytes | None, end: str, tmp_path: Path) -> None:
+    path = tmp_path / f"cifar-10-python.{end}"
     if content is None:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
@@ -162,8 +164,19 @@ def test_a_damaged_archive_is_named(content: bytes | None, tmp_path: Path) -> No
         content = buffer.getvalue()
     path.write_bytes(content)
     for place in (tmp_path, path):
-        with pytest.raises(ValueError, match=r"tar\.gz(: cut short or no| does not hold)"):
+        with pytest.raises(ValueError, match=rf"{end}(: cut short or no| does not hold)"):
             load_images(DataConfig(dataset="cifar10", data_dir=place))
+
+
+@pytest.mark.parametrize("end", ["tar.gz", "tgz", "tar.xz", "txz", "tar.bz2", "tar"])
+def test_an_archive_is_unpacked_by_its_ending(end: str, tmp_path: Path) -> None:
+    packed = tmp_path / f"cifar-10-python.{end}"
+    kind = {"tar": "", "tgz": "gz", "txz": "xz"}.get(end, end.removeprefix("tar."))
+    with tarfile.open(packed, mode=f"w:{kind}") as archive:
+        member = tarfile.TarInfo("cifar-10-batches-py/a")
+        member.size = 5
+        archive.addfile(member, io.BytesIO(b"bytes"))
+    assert _read_originals(tmp_path, ["a"]) == {"a": b"bytes"}
 
 
 def test_a_batch_may_hold_arrays_and_nothing_else() -> None:
