@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import codecs
+import logging
 import os
 import pydoc_data.topics
 import re
@@ -29,6 +31,7 @@ _NO_ENGLISH = {
     "lib2to3",
     "__pycache__",
 }
+_TEXTS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 _SAVED = ("dataset_dict.json", "state.json")
 _MOST_TEXT_BYTES = 2**33
 _MOST_EXPANSION = 1000
@@ -119,12 +122,13 @@ def _text_files(folder: Path) -> Iterator[str]:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{path} leads out of data-dir {str(folder)!r}; expected a file in it")
         try:
-            text = read_file(path, most_bytes=_MOST_TEXT_BYTES).decode("utf-8")
+            text = read_file(path, most_bytes=_MOST_TEXT_BYTES).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path} is not UTF-8 (byte {error.start}); expected UTF-8 text"
             ) from None
-        yield from re.split(r"\n\s*\n", text)
+        # As Python reads lines, so that a text is the same wherever it was written.
+        yield from re.split(r"\n\s*\n", re.sub(r"\r\n?", "\n", text))
 
 
 def _hugging_face(config: CorpusConfig) -> list[str]:
@@ -135,6 +139,7 @@ def _hugging_face(config: CorpusConfig) -> list[str]:
     from datasets.exceptions import DatasetsError
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what went wrong is said here, in one line
     documents: list[str] = []
     for split in _SPLITS.get(config.corpus, (config.split,)):
         if files := _parquet_files(config, split):
@@ -143,6 +148,8 @@ def _hugging_face(config: CorpusConfig) -> list[str]:
         try:
             part = _hub_split(config, split) if config.data_dir is None else _split(config, split)
         except (OSError, ValueError, RuntimeError, KeyError, DatasetsError) as error:
+            if config.data_dir is not None:
+                _check_utf8(config.data_dir)
             place = "the hub" if config.data_dir is None else repr(str(config.data_dir))
             offline = " (offline)" if datasets.config.HF_HUB_OFFLINE else ""
             raise ValueError(
@@ -168,19 +175,68 @@ def _split(config: CorpusConfig, split: str) -> Dataset:
     assert folder is not None
     if any((folder / name).is_file() for name in _SAVED):
         saved = load_from_disk(str(folder))
-        return saved[split] if isinstance(saved, DatasetDict) else saved
+        if isinstance(saved, DatasetDict):
+            if split not in saved:
+                raise ValueError(f"its splits are {', '.join(sorted(saved))}")
+            saved = saved[split]
+        if config.subset not in (None, saved.info.config_name):
+            raise ValueError(f"its subset is {saved.info.config_name!r}, not {config.subset!r}")
+        return saved
+    if splits := sorted({name for _, name, _ in _in_hub_layout(folder)}):
+        raise ValueError(f"its splits are {', '.join(splits)}")
     if config.corpus in HUB_NAMES:
         raise ValueError(f"it holds no {split}-*.parquet")
     return load_dataset(str(folder), config.subset, split=split)
 
 
 def _parquet_files(config: CorpusConfig, split: str) -> list[Path]:
-    """The files of a split in the hub's layout, unless the folder is one of `save_to_disk`."""
+    """The files of a split in the hub's layout, unless the folder is one of `save_to_disk`.
+
+    A folder holds one subset, which is called after it.
+    """
     folder = config.data_dir
     if folder is None or any((folder / name).is_file() for name in _SAVED):
         return []
     # Named one by one: a folder loaded as a whole silently drops a split such as "unsupervised".
-    return sorted(folder.rglob(f"{split}-*.parquet"))
+    found = [(subset, path) for subset, name, path in _in_hub_layout(folder) if name == split]
+    if not found:
+        return []
+    subsets = sorted({subset for subset, _ in found})
+    wanted = config.subset or (subsets[0] if len(subsets) == 1 else "default")
+    if wanted not in subsets:
+        raise ValueError(
+            f"subset is {config.subset!r}; expected one of those in {str(folder)!r}: "
+            f"{', '.join(subsets)}"
+        )
+    return [path for subset, path in found if subset == wanted]
+
+
+def _in_hub_layout(folder: Path) -> list[tuple[str, str, Path]]:
+    """Subset, split and path of every parquet file that is named as the hub names them."""
+    found = []
+    for path in sorted(folder.rglob("*-*.parquet")):
+        inner = path.relative_to(folder)
+        if not any(part.startswith(".") for part in inner.parts):
+            subset = "/".join(part for part in inner.parent.parts if part != "data")
+            # A split's name holds no hyphen.
+            found.append((subset or "default", path.name.partition("-")[0], path))
+    return found
+
+
+def _check_utf8(folder: Path) -> None:
+    """ValueError for a file of text that is not UTF-8, which `datasets` does not name."""
+    for path in sorted(path for end in _TEXTS for path in folder.rglob(f"*{end}")):
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        begin, part = 0, b"-"
+        with open(path, "rb", opener=open_regular) as file:
+            while part:
+                part, held = file.read(2**20), len(decoder.getstate()[0])
+                try:
+                    decoder.decode(part, final=not part)
+                except UnicodeDecodeError as error:
+                    at = begin - held + error.start
+                    raise ValueError(f"{path} is not UTF-8 (byte {at}); expected UTF-8") from None
+                begin += len(part)
 
 
 def _parquet_texts(files: Sequence[Path], config: CorpusConfig) -> Iterator[str]:

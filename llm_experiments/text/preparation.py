@@ -40,7 +40,7 @@ from llm_experiments.text.tokenization import (
 from run_store import write_atomically
 from run_store.input_files import open_regular, parse_json, read_file
 
-_FORMAT = 3
+_FORMAT = 4
 _AT_A_TIME = 1000  # documents whose encodings, which hold more than ids, are kept at once
 _FILES = ("tokenizer.json", "tokens.npy", "held_out.npy")
 Ids = npt.NDArray[np.integer[Any]]

@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
+from pyarrow import parquet
 from tokenizers import Tokenizer
 
 from llm_experiments.__main__ import main
@@ -341,6 +343,69 @@ def test_text_that_cannot_be_read(tmp_path: Path, content: bytes | None, message
         (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_corpus(CorpusConfig(corpus="text", data_dir=tmp_path))
+
+
+def test_a_text_is_the_same_wherever_it_was_written(tmp_path: Path) -> None:
+    lines = "one line\nand another\n\na second\nparagraph\n \nand a third"
+    expected = ["one line\nand another", "a second\nparagraph", "and a third"]
+    path = tmp_path / "a.txt"
+    for content in (
+        lines.encode(),
+        lines.replace("\n", "\r\n").encode(),
+        lines.replace("\n", "\r").encode(),
+        b"\xef\xbb\xbf" + lines.encode(),
+    ):
+        path.write_bytes(content)
+        assert load_corpus(CorpusConfig(corpus="text", data_dir=tmp_path)) == expected
+
+
+def test_the_subset_that_is_asked_for_is_read(tmp_path: Path) -> None:
+    """Local files in the hub's layout: a folder a subset."""
+    for place, split, text in (
+        ("small", "train", "s"),
+        ("large/data", "train", "l"),
+        ("data/en", "train", "e"),
+        (".cache/large", "train", "hidden"),
+        ("other", "test", "o"),
+    ):
+        (tmp_path / place).mkdir(parents=True)
+        path = tmp_path / place / f"{split}-00000-of-00001.parquet"
+        parquet.write_table(pa.table({"text": [text]}), path)
+    config = CorpusConfig(corpus="someone/two", data_dir=tmp_path, offline=True)
+    for subset, text in (("small", "s"), ("large", "l"), ("en", "e")):
+        assert load_corpus(replace(config, subset=subset)) == [text]
+    assert load_corpus(replace(config, split="test")) == ["o"]
+    for unknown in ("nonsense", None):
+        with pytest.raises(ValueError, match=f"subset is {unknown!r}; .*: en, large, small$"):
+            load_corpus(replace(config, subset=unknown))
+    with pytest.raises(ValueError, match="its splits are test, train"):
+        load_corpus(replace(config, split="validation", subset="small"))
+    parquet.write_table(pa.table({"text": ["d"]}), tmp_path / "train-00000-of-00001.parquet")
+    assert load_corpus(config) == ["d"]
+
+
+def test_a_saved_dataset_names_its_splits(tmp_path: Path) -> None:
+    saved = DatasetDict({"training": Dataset.from_dict({"text": ["a"]})})
+    saved.save_to_disk(str(tmp_path))
+    config = CorpusConfig(corpus="a/b", data_dir=tmp_path, offline=True)
+    assert load_corpus(replace(config, split="training")) == ["a"]
+    with pytest.raises(ValueError, match="its splits are training"):
+        load_corpus(config)
+    with pytest.raises(ValueError, match="its subset is None, not 'small'"):
+        load_corpus(replace(config, split="training", subset="small"))
+
+
+@pytest.mark.parametrize("head", [b"", b"x" * 2**20 + b"\n"])
+@pytest.mark.parametrize("wrong", [b"\xe9", b"\xe2\x82"])
+def test_a_table_that_is_not_utf_8_is_named(
+    head: bytes, wrong: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.csv").write_bytes(head + b"text\ncaf" + wrong)
+    config = CorpusConfig(corpus="a/b", data_dir=tmp_path, offline=True)
+    place = len(head) + 8
+    with pytest.raises(ValueError, match=rf"train\.csv is not UTF-8 \(byte {place}\)"):
+        load_corpus(config)
+    assert capsys.readouterr().err == ""
 
 
 @needs_shared("data/imdb")
