@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes
 
 from frequency_bins import (
     FrequencyBins,
-    average_loss,
     coverage,
     percentile,
-    token_balanced_loss,
 )
 from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig, TrainingConfig
 from llm_experiments.models.presets import MODEL_NAMES
 from llm_experiments.recipes import for_model, published, recipe
-from llm_experiments.text.corpora import CorpusConfig
-from run_store import resolve_device, write_atomically
 from run_store.command_line import (
     leave,
     parse_options,
@@ -61,29 +54,6 @@ class Prepare:
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     vocab_sizes: tuple[int, ...] | None = None
     """smaller vocabularies to show the share of rare entries for; default: halves"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Audit:
-    """Loss and accuracy by token frequency of a model that exists."""
-
-    checkpoint: Path
-    """local folder in transformers' format (safetensors)"""
-    text: OmitArgPrefixes[CorpusConfig] = field(default_factory=CorpusConfig)
-    counts_from: str | None = None
-    """the corpus whose counts sort tokens into bins; default: the one measured on"""
-    counts_data_dir: Path | None = None
-    """folder of that corpus"""
-    counts_text_column: str | None = None
-    """its column of text; default: that of the text measured on"""
-    context: int = 128
-    """each document is cut at this many tokens"""
-    documents: int | None = None
-    """measure on the first so many documents only"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    out: Path | None = None
-    """write a CSV file with a line for every token"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,56 +191,9 @@ def _predict_decay(argv: list[str]) -> int:
 
 
 def _audit(argv: list[str]) -> int:
-    from transformers.utils import logging
+    from llm_experiments.audit.command import audit_command
 
-    from llm_experiments.audit import audit, load, next_token_counts, to_csv, tokenize
-    from llm_experiments.text.corpora import load_corpus
-
-    logging.set_verbosity_error()  # what is wrong with a checkpoint, `load` says in one line
-    logging.disable_progress_bar()
-    options = parse_options(Audit, argv, prog=f"{_PROGRAM} audit")
-    model, tokenizer = load(options.checkpoint, resolve_device(options.device))
-    documents = load_corpus(options.text)
-    measured = tokenize(tokenizer, documents[: options.documents], options.context)
-    if options.counts_from is not None:
-        other = replace(
-            options.text,
-            corpus=options.counts_from,
-            data_dir=options.counts_data_dir,
-            text_column=options.counts_text_column or options.text.text_column,
-        )
-        counted = tokenize(tokenizer, load_corpus(other), options.context)
-    elif len(documents) == len(documents[: options.documents]):
-        counted = measured
-    else:
-        counted = tokenize(tokenizer, documents, options.context)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("audit", total=len(measured))
-        metrics = audit(model, measured, report=lambda done: progress.update(task, completed=done))
-    bins = FrequencyBins.powers(next_token_counts(counted, metrics.num_classes), base=3)
-    table = Table("training count", "types", "measured tokens", "loss", "accuracy")
-    for label, members in (
-        *((label, bins.index == number) for number, label in enumerate(bins.labels)),
-        ("never", bins.index < 0),
-    ):
-        seen = members & (metrics.count > 0).cpu()
-        means = (metrics.loss[seen].mean(), metrics.accuracy[seen].mean())
-        shown = [f"{float(mean):.3f}" if bool(seen.any()) else "" for mean in means]
-        tokens = int(metrics.count[members].sum())
-        table.add_row(label, f"{int(members.sum()):,}", f"{tokens:,}", *shown)
-    console = Console(highlight=False)
-    console.print(table)
-    average = float(average_loss(metrics.count, metrics.loss))
-    balanced = float(token_balanced_loss(metrics.count, metrics.loss))
-    console.print(f"average loss {average:.4f}, token-balanced {balanced:.4f} nats")
-    if average > 1.1 * math.log(len(tokenizer)):
-        console.print(
-            f"That is more than the {math.log(len(tokenizer)):.2f} nats of guessing among the "
-            "tokenizer's tokens: do checkpoint and tokenizer belong together?"
-        )
-    if options.out is not None:
-        write_atomically(options.out, to_csv(tokenizer, bins.class_counts, metrics))
-    return 0
+    return audit_command(_PROGRAM, argv)
 
 
 def _prepare(argv: list[str]) -> int:

@@ -51,14 +51,15 @@ def open_regular(path: str | Path, flags: int) -> int:
     return descriptor
 
 
-def parse_json(content: bytes, where: str) -> dict[str, Any]:
+def parse_json(content: bytes, where: str, *, infinity: bool = False) -> dict[str, Any]:
     """A JSON object. ValueError, beginning with `where`, for anything else.
 
-    Stricter than `json`: no NaN or infinity, however it is spelled, no integer of more than
-    40 digits, nothing nested deeper than 64 levels.
+    Stricter than `json`: no NaN, no infinity, however it is spelled (but the word Infinity where
+    `infinity` allows it), no integer of more than 40 digits, nothing nested deeper than 64 levels.
     """
     try:
-        value = _DECODER.decode(content.decode("utf-8"))
+        decoder = _WITH_INFINITY if infinity else _DECODER
+        value = decoder.decode(content.decode("utf-8"))
         _check_depth(value)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON: {error}") from None
@@ -94,7 +95,12 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not JSON")
 
 
+def _infinite(text: str) -> float:
+    return float(text) if text.endswith("Infinity") else _no_constant(text)
+
+
 _DECODER = json.JSONDecoder(parse_float=_float, parse_int=_int, parse_constant=_no_constant)
+_WITH_INFINITY = json.JSONDecoder(parse_float=_float, parse_int=_int, parse_constant=_infinite)
 
 
 def _check_depth(value: Any) -> None:

@@ -1,77 +1,46 @@
-"""Loss and accuracy by token frequency of a model that exists: the practitioner's check."""
+"""The loss of every next token: documents cut into windows, in batches of about one length."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from frequency_bins import ClassMetrics, class_counts
-from llm_experiments.models import openelm  # noqa: F401  (registers OpenELM with transformers)
 from llm_experiments.models.logits import next_token_predictions
 from llm_experiments.models.loss_head import IGNORE_INDEX
-from llm_experiments.models.model_folder import check_model_folder, no_larger_than
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DOCUMENTS_AT_A_TIME = 1000
-_TOKENIZERS = ("tokenizer.json", "vocab", ".model", ".spm")  # in the names of its files
 # Of a batch: on a CPU more of them take memory and save no time; a GPU wants larger products.
 _MOST_LOGITS = {"cpu": 2**24, "cuda": 2**26}
 
 
-def load(
-    folder: Path, device: torch.device | str = "cpu"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer from a local folder in transformers' format.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenLosses:
+    """N next tokens of D documents, in the order of the text."""
 
-    The model has the number type of its checkpoint. Only safetensors are read, and no code of the
-    folder is run; see `check_model_folder`.
+    num_classes: int
+    """V, the rows of the model's embedding."""
+    target: Int64[Tensor, " N"]
+    loss: Float[Tensor, " N"]
+    """Cross-entropy in nats, float32."""
+    correct: Bool[Tensor, " N"]
 
-    Raises:
-        ValueError: not such a folder, weights that are missing or of another shape (transformers
-            would draw them at random), or a tokenizer with more tokens than the model has.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    weights = check_model_folder(folder)
-    if not any(file in path.name for path in folder.iterdir() for file in _TOKENIZERS):
-        raise ValueError(f"{str(folder)!r} holds no tokenizer; expected tokenizer.json or its like")
-    settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with no_larger_than(weights):
-            tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, **settings
-            )
-        # Settings can be wrong in what only their use shows.
-        tokenizer(["a b"], truncation=True, max_length=2)
-        with torch.no_grad():
-            model(input_ids=torch.zeros((1, 2), dtype=torch.int64))
-    except BaseException as error:  # of many kinds, and Rust's panics are no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{str(folder)!r} could not be loaded: {reason}") from None
-    if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
-        raise ValueError(
-            f"{str(folder)!r} has no weights for {len(lacking)} parameters of the model, such as "
-            f"{min(map(str, lacking))}; expected a whole checkpoint"
-        )
-    size = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > size:
-        raise ValueError(
-            f"{str(folder)!r}: the tokenizer has {len(tokenizer)} tokens, the model {size}; "
-            "expected a tokenizer of this model"
-        )
-    return model.eval().to(device), tokenizer
+    @cached_property
+    def metrics(self) -> ClassMetrics:
+        """Counts, summed losses and hits of each of the V classes."""
+        metrics = ClassMetrics(self.num_classes)
+        metrics.update(self.loss, self.target, self.correct)
+        return metrics
 
 
 def tokenize(
@@ -90,27 +59,29 @@ def tokenize(
 
 
 def next_token_counts(sequences: Sequence[Tensor], num_classes: int) -> Tensor:
-    """(V,) int64: how often each token is the next token."""
+    """(V,) int64: how often each token is the next token; ValueError for one beyond the V."""
     targets = torch.cat([sequence[1:] for sequence in sequences])
+    _check_ids(targets, num_classes)
     return class_counts(targets, num_classes)
 
 
 @torch.no_grad()
-def audit(
+def measure(
     model: PreTrainedModel,
     sequences: Sequence[Tensor],
     *,
     max_logits: int | None = None,
     report: Callable[[int], None] = lambda done: None,
-) -> ClassMetrics:
-    """Loss (nats) and accuracy of every next token of the sequences.
+) -> TokenLosses:
+    """Loss (nats) and hit of every next token of the sequences.
 
     A batch holds as many sequences of about one length as give ``max_logits`` logits (default: what
     suits the device), and at least one. ``report`` is told after each batch how many sequences are
     done.
 
     Raises:
-        ValueError: a sequence longer than the model's positions, or none.
+        ValueError: a sequence longer than the model's positions, or none; an id that the model has
+            no embedding for; a loss that is not finite.
     """
     num_classes = model.get_input_embeddings().num_embeddings
     longest = max(map(len, sequences), default=0)
@@ -120,39 +91,60 @@ def audit(
             f"the longest sequence has {longest} tokens; expected at least 2 and, for the "
             f"positions of this model, at most {positions}"
         )
-    metrics = ClassMetrics(num_classes, model.device)
+    _check_ids(torch.cat(list(sequences)), num_classes)
+    target = torch.cat([sequence[1:] for sequence in sequences])
+    starts = torch.tensor([0, *(len(sequence) - 1 for sequence in sequences)]).cumsum(0).tolist()
+    losses = TokenLosses(
+        num_classes=num_classes,
+        target=target,
+        loss=torch.empty(len(target)),
+        correct=torch.empty(len(target), dtype=torch.bool),
+    )
     done = 0
     most = max_logits or _MOST_LOGITS.get(model.device.type, 2**24)
-    for rows in _batches(sequences, most // num_classes):
+    for places in _batches(sequences, most // num_classes):
+        rows = [sequences[place] for place in places]
         ids = pad_sequence(rows, batch_first=True, padding_value=0)
         labels = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
         mask = (labels != IGNORE_INDEX).long()
         logits = model(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
         ).logits
-        metrics.update(*next_token_predictions(logits, labels, half=model.dtype.itemsize < 4))
+        seen = next_token_predictions(logits, labels, half=model.dtype.itemsize < 4)
+        loss, correct = (part.cpu().view(len(rows), -1) for part in (seen.loss, seen.correct))
+        for place, row, row_loss, row_correct in zip(places, rows, loss, correct, strict=True):
+            part = slice(starts[place], starts[place + 1])
+            losses.loss[part] = row_loss[: len(row) - 1]
+            losses.correct[part] = row_correct[: len(row) - 1]
+            _check_finite(losses.loss[part], row[1:])
         report(done := done + len(rows))
-    return metrics
+    return losses
 
 
-def to_csv(tokenizer: PreTrainedTokenizerBase, counts: Tensor, metrics: ClassMetrics) -> bytes:
-    """A line a token: id, text, training count, measured count, loss, accuracy."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("id", "token", "training_count", "count", "loss", "accuracy"))
-    columns = (counts, metrics.count, metrics.loss, metrics.accuracy)
-    for token_id, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        writer.writerow((token_id, tokenizer.decode([token_id]), *row))
-    return text.getvalue().encode("utf-8", "backslashreplace")
+def _check_ids(ids: Tensor, num_classes: int) -> None:
+    if (largest := int(ids.max())) >= num_classes:
+        raise ValueError(
+            f"the text has a token of id {largest}, the model {num_classes} embeddings; expected "
+            "the tokenizer of this model"
+        )
 
 
-def _batches(sequences: Sequence[Tensor], max_tokens: int) -> Iterator[list[Tensor]]:
-    """Sequences of about one length, long ones first, padded to at most ``max_tokens`` tokens."""
-    batch: list[Tensor] = []
-    for sequence in sorted(sequences, key=len, reverse=True):
-        if batch and (len(batch) + 1) * len(batch[0]) > max_tokens:
+def _check_finite(loss: Tensor, target: Tensor) -> None:
+    wrong = ~loss.isfinite()
+    if bool(wrong.any()):
+        raise ValueError(
+            f"the loss of a token of id {int(target[wrong][0])} is {float(loss[wrong][0])}; "
+            "expected a number (do the weights hold NaN, or are they too large for their type?)"
+        )
+
+
+def _batches(sequences: Sequence[Tensor], max_tokens: int) -> Iterator[list[int]]:
+    """Places of sequences of about one length, long ones first, of ``max_tokens`` when padded."""
+    batch: list[int] = []
+    for place in sorted(range(len(sequences)), key=lambda place: -len(sequences[place])):
+        if batch and (len(batch) + 1) * len(sequences[batch[0]]) > max_tokens:
             yield batch
             batch = []
-        batch.append(sequence)
+        batch.append(place)
     if batch:
         yield batch

@@ -4,6 +4,8 @@ transformers runs no code of a folder without `trust_remote_code`, and reads saf
 numbers alone. But it follows paths that the folder's files name, loads attention kernels that
 config.json names, and builds a model of whatever size it states before it looks at the weights.
 
+What it does not open (states of a training, weights in other formats, results) is not looked at.
+
 Not defended: a tokenizer whose patterns take very long on some text.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import os
 import struct
 from collections.abc import Iterator
@@ -24,13 +27,20 @@ from torch.nn.modules import module as registration
 
 from run_store.input_files import is_number, open_regular, parse_json, read_file
 
-_MOST_JSON_BYTES, _MOST_HEADER_BYTES, _MOST_TOKENIZER_BYTES = 2**22, 10**8, 2**29
+_MOST_JSON_BYTES, _MOST_HEADER_BYTES, _MOST_TOKENIZER_BYTES = 2**26, 10**8, 2**29
 _MOST_SIZE = 2**24  # of any dimension; the context of some models is 10 million
 _MOST_BUFFER_NUMBERS = 2**28
 # The base of RoPE and scaling factors are no sizes.
 _MOST_LAYERS = 2**12
-_NO_SIZES = ("theta", "base", "scal", "factor", "flos")
+_NO_SIZES = ("theta", "base", "scal", "factor", "flos", "time_step_limit")
 _ATTENTIONS = (None, "eager", "sdpa")
+_TOKENIZERS = ("tokenizer.json", "vocab", ".model", ".spm")  # in the names of its files
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# Of these none is opened for a tokenizer.
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ot", ".msgpack", ".h5", ".onnx", ".gguf"),
+    *(".npz", ".data", ".onnx_data", ".nemo", ".tflite", ".mlmodel", ".zip", ".gz", ".tar"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +58,39 @@ def check_model_folder(folder: Path) -> Weights:
         ValueError: no such folder; a file in it that is not what its name says; a path out of it;
             an adapter, a quantised model, or a choice of code that is not transformers' own.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{str(folder)!r} is not a checkpoint; expected a folder with config.json")
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{str(folder)!r} holds an adapter; expected a whole model")
-    for path in folder.iterdir():
-        if not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is neither file nor folder")
-        if path.suffix != ".safetensors" and path.stat().st_size > _MOST_TOKENIZER_BYTES:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes; only weights are that large")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{str(folder)!r} is not a checkpoint; expected a folder with config.json")
     _check_config(read_config(folder), folder / "config.json")
-    for path in folder.glob("*.json"):
-        if path.name != "tokenizer.json":  # which tokenizers parses, and may be of some size
-            values = _json(path)
-            if path.name == "tokenizer_config.json":
-                _check_names(values, path)
+    if os.path.lexists(generation := folder / "generation_config.json"):
+        _json(generation)
     shards = _shards(folder)
     tensors = sum(_tensors(folder / name) for name in shards)
     sizes = sum((folder / name).stat().st_size for name in shards)
     return Weights(tensors=tensors, num_bytes=sizes)
+
+
+def check_tokenizer_folder(folder: Path) -> None:
+    """ValueError where what is opened for the tokenizer is not what its name says, or not there.
+
+    Of a folder with tokenizer.json that is this file alone, which tokenizers parses.
+    """
+    path = folder / "tokenizer.json"
+    files = [path] if os.path.lexists(path) else [*folder.iterdir()]
+    if not any(part in path.name for path in files for part in _TOKENIZERS):
+        raise ValueError(f"{str(folder)!r} holds no tokenizer; expected tokenizer.json or its like")
+    for path in files:
+        if path.suffix in _WEIGHTS or path.is_dir():
+            continue
+        if not path.is_file():
+            raise ValueError(f"{path} is neither file nor folder")
+        if path.stat().st_size > _MOST_TOKENIZER_BYTES:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes; only weights are that large")
+        if path.name in _TOKENIZER_SETTINGS:
+            values = _json(path)
+            if path.name == "tokenizer_config.json":
+                _check_names(values, path)
 
 
 def weights_hash(folder: Path) -> str:
@@ -137,7 +161,9 @@ def no_larger_than(weights: Weights) -> Iterator[None]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """What config.json says; ValueError where it is none."""
-    return _json(folder / "config.json")
+    path = folder / "config.json"
+    # transformers writes infinite bounds so.
+    return parse_json(read_file(path, most_bytes=_MOST_JSON_BYTES), str(path), infinity=True)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -145,6 +171,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:
+    known = _names_read(config.get("model_type"))
     rest: list[tuple[str, Any]] = [("", config)]
     while rest:
         name, value = rest.pop()
@@ -153,7 +180,8 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
             rest.extend(inner)
         # Configs make a list as long before there is a model to measure.
         most = _MOST_LAYERS if "layer" in name else _MOST_SIZE
-        if is_number(value) and abs(value) > most and not any(part in name for part in _NO_SIZES):
+        sized = (known is None or name in known) and not any(part in name for part in _NO_SIZES)
+        if sized and is_number(value) and abs(value) > most:
             raise ValueError(f"{path}: {name} is {value}; expected at most {most}")
         if name in ("quantization_config", "transformers_weights") and value is not None:
             raise ValueError(f"{path}: {name} is set; expected a model as it was trained")
@@ -163,11 +191,29 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
                 raise ValueError(f"{path}: {name} is {value!r:.80}; expected eager or sdpa")
 
 
+def _names_read(model_type: object) -> set[str] | None:
+    """What a config of this type reads; the rest are notes. None where the type is not known."""
+    from transformers import CONFIG_MAPPING
+
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return None
+    names: set[str] = set()
+    kinds = [CONFIG_MAPPING[model_type]]
+    while kinds:
+        kind = kinds.pop()
+        names |= {*dir(kind), *inspect.signature(kind).parameters, *kind.attribute_map}
+        kinds += [part for part in kind.sub_configs.values() if isinstance(part, type)]
+    return names
+
+
 def _check_names(values: dict[str, Any], path: Path) -> None:
-    """transformers opens what tokenizer_config.json names."""
+    """transformers opens what tokenizer_config.json names, but for a name that older ones wrote."""
     for name, value in values.items():
-        if name.endswith("_file") and isinstance(value, str):
+        legacy = name == "special_tokens_map_file"
+        if name.endswith("_file") and isinstance(value, str) and not legacy:
             raise ValueError(f"{path}: {name} is {value!r:.80}; expected files by their own names")
+        if name == "fast_tokenizer_files" and "/" in str(value):
+            raise ValueError(f"{path}: {name} is {value!r:.80}; expected files of the folder")
 
 
 def _shards(folder: Path) -> list[str]:

@@ -288,7 +288,7 @@ _CACHE = (
 )
 _MODEL = (
     "llm_experiments.models.model_folder",
-    "llm_experiments.audit",
+    "llm_experiments.audit.checkpoints",
     "llm_experiments.models.openelm",
 )
 _mutate_weights = with_header(mutate_json)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_experiments.__main__ import Audit, Prepare, main
+from llm_experiments.__main__ import Prepare, main
+from llm_experiments.audit.command import Audit
 from run_store.command_line import parse_options
 
 README = Path(__file__).parents[2] / "README.md"

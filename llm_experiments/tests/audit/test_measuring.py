@@ -1,4 +1,4 @@
-"""Audit and Trainer callback against sums taken by hand."""
+"""The audit against sums taken by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +22,11 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
 )
 
 from frequency_bins import ClassMetrics
 from llm_experiments.__main__ import main
-from llm_experiments.audit import audit, load, tokenize
-from llm_experiments.callback import TokenMetricsCallback
+from llm_experiments.audit import load, measure, next_token_counts, tokenize
 from llm_experiments.configs import DataConfig
 from llm_experiments.models.logits import next_token_predictions
 from llm_experiments.models.presets import build_model
@@ -75,7 +71,7 @@ def test_audit_is_algorithm_1(
     sequences = tokenize(tokenizer, load_corpus(data)[:9], 20)
     sequences.append(sequences[0][:7])
     done: list[int] = []
-    metrics = audit(model, sequences, max_logits=max_logits, report=done.append)
+    metrics = measure(model, sequences, max_logits=max_logits, report=done.append).metrics
     with torch.no_grad():
         expected = summed_by_hand(model, sequences)
     assert metrics.count.tolist() == expected.count.tolist()
@@ -91,23 +87,6 @@ def test_of_equal_logits_the_first_is_the_prediction_in_half_precision(half: boo
     logits = torch.tensor([[2.0, 2.0, 1.0]]).expand(1, 5, 3)
     seen = next_token_predictions(logits, torch.tensor([[0, 0, 1, 2, -100]]), half=half)
     assert seen.correct.tolist() == [True, not half, False, False]
-
-
-@pytest.mark.parametrize("precision", [{}, {"bf16": True}])
-def test_the_callback_knows_of_mixed_precision(
-    corpus: PreparedCorpus, tmp_path: Path, precision: dict[str, bool]
-) -> None:
-    """A model whose logits are all alike: in half precision token 0 alone is predicted."""
-    model = build_model("qwen2-tiny", vocab_size=corpus.vocab_size)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.zero_()
-    row = torch.arange(8)
-    callback = TokenMetricsCallback(model, vocab_size=corpus.vocab_size)
-    arguments = arguments_for(tmp_path, logging_steps=1, **precision)
-    rows = [{"input_ids": row, "labels": row.flip(0)}]
-    Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
-    (window,) = callback.history
-    assert window.correct.tolist()[:7] == ([1, 0, 0, 0, 0, 0, 0] if precision else [1] * 7)
 
 
 def gpt2() -> PreTrainedModel:
@@ -129,7 +108,7 @@ def test_any_causal_model_is_audited(
     save_model(make(), corpus, tmp_path)
     model, tokenizer = load(tmp_path)
     sequences = tokenize(tokenizer, load_corpus(data)[:5], 16)
-    metrics = audit(model, sequences)
+    metrics = measure(model, sequences).metrics
     with torch.no_grad():
         expected = summed_by_hand(model, sequences)
     assert metrics.count.tolist() == expected.count.tolist()
@@ -149,7 +128,7 @@ def test_an_official_openelm_checkpoint_is_audited(tmp_path: Path) -> None:
     tokenizer = Tokenizer(WordLevel({f"t{i}": i for i in range(257)}, unk_token="t0"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
     model, _ = load(tmp_path)
-    metrics = audit(model, list(ids))
+    metrics = measure(model, list(ids)).metrics
     average = float(metrics.loss_sum.sum() / metrics.count.sum())
     assert average == pytest.approx(float(notes["loss"]), rel=1e-5)
 
@@ -165,7 +144,10 @@ def test_the_command_prints_bins_and_writes_every_token(
     assert "token-balanced" in shown
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 300
+    assert len({row["token"] for row in rows}) == 300
+    spaced = [row["text"] for row in rows if row["token"][0] == "\u0120"]
+    assert len(spaced) > 5
+    assert all(text[0] == " " for text in spaced)
     assert sum(int(row["count"]) for row in rows) > 0
 
 
@@ -228,69 +210,45 @@ def test_a_context_beyond_the_models_positions_is_refused(
     model, tokenizer = load(tmp_path)
     sequences = tokenize(tokenizer, ["word " * 200], 64)
     with pytest.raises(ValueError, match=r"the longest sequence has 64 tokens; .* at most 40"):
-        audit(model, sequences)
+        measure(model, sequences)
 
 
-def arguments_for(folder: Path, **more: Any) -> TrainingArguments:
-    quiet = {"report_to": [], "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
-    return TrainingArguments(output_dir=str(folder), num_train_epochs=1, **quiet, **more)
-
-
-def test_the_callback_records_what_the_trainer_trains(
-    corpus: PreparedCorpus, tmp_path: Path
+def test_an_id_that_the_model_has_no_embedding_for_is_refused(
+    corpus: PreparedCorpus, data: DataConfig, tmp_path: Path
 ) -> None:
-    """Against Algorithm 1 with a dictionary, over accumulated batches, -100s and an evaluation."""
-    model = build_model("qwen2-tiny", vocab_size=corpus.vocab_size)
-    tokens = torch.from_numpy(np.array(corpus.tokens)).long()
-    labels = tokens.masked_fill(tokens % 3 == 0, -100)
-    rows = [{"input_ids": x, "labels": y} for x, y in zip(tokens, labels, strict=True)]
-    arguments = arguments_for(
-        tmp_path,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        logging_steps=2,
-        eval_strategy="steps",
-        eval_steps=1,
-    )
-    dictionary: dict[int, list[tuple[float, bool]]] = {}
-
-    def algorithm_1(model: PreTrainedModel, args: Any, kwargs: Any, output: Any) -> None:
-        if not model.training:
-            return
-        for sequence, targets in zip(output.logits, kwargs["labels"], strict=True):
-            for row, target in zip(sequence[:-1], targets[1:].tolist(), strict=True):
-                if target != -100:
-                    loss = float(-row.detach().double().log_softmax(0)[target])
-                    right = int(row.argmax()) == target
-                    dictionary.setdefault(target, []).append((loss, right))
-
-    model.register_forward_hook(algorithm_1, with_kwargs=True)
-    callback = TokenMetricsCallback(model, vocab_size=corpus.vocab_size)
-    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[callback])
-    trainer.train()
-    assert callback.steps == [2, 4, 6]
-    assert sum(map(len, dictionary.values())) == int((labels[:, 1:] != -100).sum())
-    for target in range(corpus.vocab_size):
-        entries = dictionary.get(target, [])
-        assert sum(int(window.count[target]) for window in callback.history) == len(entries)
-        right = sum(correct for _, correct in entries)
-        assert sum(int(window.correct[target]) for window in callback.history) == right
-        summed = sum(float(window.loss_sum[target]) for window in callback.history)
-        assert summed == pytest.approx(sum(loss for loss, _ in entries), rel=1e-5)
-
-
-def test_a_callback_that_gets_no_labels_says_so(corpus: PreparedCorpus, tmp_path: Path) -> None:
-    model = build_model("qwen2-tiny", vocab_size=corpus.vocab_size)
-    row = torch.from_numpy(np.array(corpus.tokens[0])).long()
-    rows = [{"input_ids": row, "labels": row}] * 2
-    callback = TokenMetricsCallback(model, vocab_size=corpus.vocab_size)
-    arguments = arguments_for(tmp_path, label_smoothing_factor=0.1)
-    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
-    with pytest.warns(UserWarning, match="saw no labels"):
-        trainer.train()
-
-
-def test_a_tokenizer_of_another_model_is_refused(corpus: PreparedCorpus, tmp_path: Path) -> None:
+    """By the ids that occur: a tokenizer with more tokens than the model may be sound."""
     save_model(build_model("qwen2-tiny", vocab_size=280), corpus, tmp_path)
-    with pytest.raises(ValueError, match="300 tokens, the model 280"):
-        load(tmp_path)
+    model, tokenizer = load(tmp_path)
+    small = [ids for ids in tokenize(tokenizer, load_corpus(data), 9) if int(ids.max()) < 280]
+    assert int(measure(model, small).metrics.count.sum()) == sum(len(ids) - 1 for ids in small)
+    beyond = torch.tensor([5, 291, 7])
+    for use in (measure, lambda _, rows: next_token_counts(rows, 280)):
+        with pytest.raises(ValueError, match="a token of id 291, the model 280 embeddings"):
+            use(model, [*small, beyond])
+
+
+def test_a_loss_that_is_no_number_is_refused(checkpoint: Path) -> None:
+    model, _ = load(checkpoint)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"the loss of a token of id 6 is nan; .* weights hold NaN"
+    ):
+        measure(model, [torch.tensor([5, 6])])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--documents", "-1"], "documents is -1; expected at least 1"),
+        (["--context", "1"], "context is 1; expected at least 2"),
+        (["--out", "nowhere/tokens.csv"], "out is 'nowhere/tokens.csv'; expected a file"),
+        (["--out", "."], "out is '.'; expected a file"),
+    ],
+)
+def test_what_is_said_before_the_measurement(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the checkpoint is looked at, which is not there."""
+    assert main(["audit", "--checkpoint", "nowhere", *options]) == 2
+    assert message in capsys.readouterr().err

@@ -56,6 +56,18 @@ def _pipe(name: str) -> Callable[[Path], None]:
     return change
 
 
+def _as_a_class(*changes: Callable[[Path], None], **values: Any) -> Callable[[Path], None]:
+    """Without tokenizer.json a class of transformers opens the other files."""
+
+    def change(folder: Path) -> None:
+        (folder / "tokenizer.json").unlink()
+        (folder / "vocab.json").write_text("{}")
+        for other in (*changes, _set("tokenizer_config.json", **values)):
+            other(folder)
+
+    return change
+
+
 def _file(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
 
@@ -79,7 +91,9 @@ def _pickled(folder: Path) -> None:
         (_set("config.json", quantization_config={"quant_method": "gptq"}), "quantization_config"),
         (_set("config.json", transformers_weights="../outside.safetensors"), "transformers_weight"),
         (_set("config.json", hidden_act="__import__('os')"), "could not be loaded"),
-        (_set("tokenizer_config.json", vocab_file="/etc/passwd"), "vocab_file is '/etc/passwd'"),
+        (_as_a_class(vocab_file="/etc/passwd"), "vocab_file is '/etc/passwd'"),
+        (_as_a_class(fast_tokenizer_files=["../tokenizer.1.json"]), "fast_tokenizer_files is"),
+        (_set("config.json", num_labels=2**40), "num_labels is 1099511627776"),
         (_sharded("../outside.safetensors"), "not the name of a .safetensors file"),
         (_sharded("/etc/passwd"), "not the name of a .safetensors file"),
         (_sharded("/outside.safetensors"), "not the name of a .safetensors file"),
@@ -87,8 +101,11 @@ def _pickled(folder: Path) -> None:
         (_sharded("pytorch_model.bin"), "not the name of a .safetensors file"),
         (_sharded("x.safetensors", metadata=None), "no weight_map or no metadata"),
         (_pickled, "holds no model.safetensors"),
-        (_pipe("merges.txt"), "neither file nor folder"),
-        (_pipe("model.safetensors"), "neither file nor folder"),
+        (_as_a_class(_pipe("merges.txt")), "neither file nor folder"),
+        (_pipe("tokenizer.json"), "neither file nor folder"),
+        (_pipe("config.json"), "expected a folder with config.json"),
+        (_pipe("generation_config.json"), "not a regular file"),
+        (_pipe("model.safetensors"), "not a regular file"),
         (_file("model.safetensors", b""), "a header of 0 in -8 bytes"),
         (_file("model.safetensors", b"\xff" * 64), "a header of 18446744073709551615"),
         (_file("adapter_config.json", b"{}"), "an adapter"),
