@@ -214,7 +214,7 @@ def count_range(low: int, high: int) -> str:
 def corpus(group: xr.Dataset) -> str:
     """The name of the data a group was trained on."""
     config = group.attrs["config"]
-    return str(config.get("corpus") or config.get("dataset") or "an unnamed corpus")
+    return display_text(str(config.get("corpus") or config.get("dataset") or "an unnamed corpus"))
 
 
 def describe(group: xr.Dataset, *, seeds_too: bool = True) -> str:

@@ -229,3 +229,8 @@ def test_many_settings_give_a_short_answer(tmp_path: Path) -> None:
     twice = group.assign(bin_loss=2 * group["bin_loss"])
     said = answer([group, group, group, twice])
     assert f"rarest changed by {rise:+.2f} to {2 * rise:+.2f} nats" in said.sentence
+
+
+def test_a_corpus_may_have_any_name(tmp_path: Path) -> None:
+    make_run(tmp_path, weight_decay=0.5, seed=3, corpus="a\ud800b")
+    assert "a\\ud800b" in render(collect([tmp_path]))
