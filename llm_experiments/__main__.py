@@ -84,10 +84,10 @@ def _plan(argv: list[str]) -> int:
     from llm_experiments.plan import plan
 
     card, rest = take_option(argv, "--card", "h200")
-    share, rest = take_option(rest, "--utilisation", "0.4")
+    share, rest = take_option(rest, "--utilisation", "")
     name, rest = take_option(rest, "--recipe", "demo")
     try:
-        utilisation = float(share)
+        utilisation = float(share) if share else None
     except ValueError:
         raise ValueError(f"--utilisation is {share!r}; expected a number") from None
     rows = plan(_changed(recipe(name), rest))
@@ -101,21 +101,31 @@ def _plan(argv: list[str]) -> int:
     for row in rows:
         table.add_row(
             *(row.model, row.corpus, f"{row.finished}/{row.runs}"),
-            *(f"{row.parameters / 1e6:.1f}M", f"{row.tokens / 1e6:.1f}M", f"{row.flops:.1e}"),
+            *(
+                f"{row.parameters / 1e6:.1f}M",
+                f"{row.tokens / 1e6:.1f}M",
+                f"{row.flops:.1e}",
+            ),
             *(_gibibytes(getattr(row, size)) for size in sizes.values()),
             f"{row.gpu_hours(card, utilisation):.2f}",
         )
     console = Console(highlight=False)
     console.print(table)
+    for model, number in {row.model: row.router_parameters for row in rows}.items():
+        if number:
+            console.print(f"{model}: {number:,} of its parameters choose among experts")
     hours = sum(row.gpu_hours(card, utilisation) for row in rows)
     left = sum(row.runs - row.finished for row in rows)
+    kept = "34 % (below 10^9 parameters) or 18 % (from there on), as measured on an H200,"
+    if utilisation is not None:
+        kept = f"{utilisation:.0%} (an assumption)"
     console.print(
-        f"{left} runs to do: {hours:.2f} {card} hours of training, if {utilisation:.0%} of the "
-        "card's data-sheet rate is kept (an assumption; evaluation and start-up come on top). "
-        "Tokens, FLOP and memory (GiB) are those of one run. State: weights, gradients, AdamW's "
-        "moments. Activations: what a forward pass keeps, without torch.compile. Head: what the "
-        "loss needs beside them. Peak: the most of it at once; what an allocator keeps comes on "
-        "top."
+        f"{left} runs to do: {hours:.2f} {card} hours of training, if {kept} of the card's "
+        "data-sheet rate is kept; evaluation and start-up come on top. Tokens, FLOP and memory "
+        "(GiB) are those of one run. State: weights, gradients, AdamW's moments. Activations: what "
+        "a forward pass keeps, without torch.compile. Head: what the loss needs beside them. Peak: "
+        "the most of it at once; what an allocator keeps comes on top. --parallel fsdp divides the "
+        "state over the processes."
     )
     return 0
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
 from llm_experiments.models.model_folder import weights_hash
-from llm_experiments.models.presets import MODEL_NAMES, Initialisation
+from llm_experiments.models.presets import MODEL_NAMES, Initialisation, Norm, check_norm
 from llm_experiments.text.configs import DataConfig
 from run_store.command_line import check_at_least, check_finite
 from run_store.executors.command_line import StudyOptions
@@ -17,7 +18,7 @@ DecayGroup = Literal[
     "all", "matrices", "no-embeddings", "embeddings", "head", "body", "last-norm", "inner"
 ]
 DecayMode = Literal["decoupled", "l2"]
-Optimizer = Literal["adamw", "sgd", "sign"]
+Optimizer = Literal["adamw", "adam", "sgd", "sign", "muon", "lion", "adamw-cautious"]
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Parallel = Literal["ddp", "fsdp"]
@@ -50,14 +51,21 @@ class TrainingConfig:
     compile: bool = False
     """compile the model with torch.compile"""
     optimizer: Optimizer = "adamw"
-    """adamw (with --decay-mode l2: Adam); sgd: with momentum (takes --decay-mode l2 alone); sign:
-    steps along the sign of the momentum (decoupled alone)"""
+    """adamw (with --decay-mode l2, or by the name adam: Adam); adamw-cautious: decay only where it
+    has the step's direction; muon: orthogonal steps of AdamW's size for the body's matrices
+    (momentum 0.95), AdamW for the rest; lion and sign: steps along the sign of a momentum. These
+    take decoupled decay alone; sgd, with momentum, --decay-mode l2 alone"""
     decay_mode: DecayMode = "decoupled"
     """AdamW's decoupled decay, or an L2 term in the gradient"""
     beta1: float = 0.9
     """memory of the mean gradient; of sgd and sign the momentum"""
     beta2: float = 0.999
-    """memory of the mean squared gradient (adamw alone)"""
+    """memory of the mean squared gradient (sgd and sign have none); of lion's momentum"""
+    decay_exponent: float = 0.0
+    """decay a row of embeddings or head by its token's count to this power, scaled so that the sum
+    over the rows stays (a token never seen counts as seen once); 0: all rows alike"""
+    decay_until: float = 1.0
+    """share of the steps after which decay is switched off"""
     clip_gradient: float = 0.0
     """largest norm of a step's whole gradient; 0: none"""
     initialisation: Initialisation = "corenet"
@@ -65,6 +73,8 @@ class TrainingConfig:
     every matrix, as the transformers format of both has it"""
     tie_embeddings: bool = True
     """one matrix for input embeddings and head, as published; --no-tie-embeddings makes them two"""
+    norm: Norm = "rmsnorm"
+    """rmsnorm, as published; layernorm, with biases, in its place (OpenELM alone)"""
     dropout: float = 0.0
     """share of the entries of the embeddings and of every layer's attention and feed-forward output
     that training sets to 0; the pass at the end is without"""
@@ -82,12 +92,24 @@ class TrainingConfig:
         check_finite("clip_gradient", self.clip_gradient)
         for name in ("dropout", "label_smoothing", "beta1", "beta2"):
             _share(name, getattr(self, name))
+        if not 0 < self.decay_until <= 1:
+            raise ValueError(
+                f"decay_until is {self.decay_until}; expected more than 0 and at most 1"
+            )
+        if not math.isfinite(self.decay_exponent):
+            raise ValueError(f"decay_exponent is {self.decay_exponent}; expected a finite number")
+        if self.optimizer == "adam":  # one run, one id
+            object.__setattr__(self, "optimizer", "adamw")
+            object.__setattr__(self, "decay_mode", "l2")
         name = self.optimizer
-        only = {"sgd": "l2", "sign": "decoupled"}.get(name, self.decay_mode)
+        only = {"sgd": "l2", "adamw": self.decay_mode}.get(name, "decoupled")
         if self.decay_mode != only:
             raise ValueError(f"decay_mode is {self.decay_mode!r}; {name} takes {only!r} alone")
-        if name != "adamw" and self.beta2 != 0.999:
+        if name in ("sgd", "sign") and self.beta2 != 0.999:
             raise ValueError(f"beta2 is {self.beta2}; {name} has none: expected the default, 0.999")
+        for name, plain in (("decay_exponent", 0), ("decay_until", 1)):
+            if self.decay_mode == "l2" and getattr(self, name) != plain:
+                raise ValueError(f"{name} is {getattr(self, name)}; l2 takes {plain} alone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +117,10 @@ class RunConfig(TrainingConfig):
     """One run: what a sweep shares, and what it varies."""
 
     # Fields that came later: runs without them keep their ids.
-    added: ClassVar = ("schedule", "optimizer", "beta1", "beta2", "clip_gradient", "initialisation")
+    added: ClassVar = (
+        *("schedule", "optimizer", "beta1", "beta2", "clip_gradient", "initialisation"),
+        *("norm", "decay_exponent", "decay_until"),
+    )
 
     model: str = "openelm-tiny"
     weight_decay: float = 0.0
@@ -112,6 +137,20 @@ class RunConfig(TrainingConfig):
         check_finite("weight_decay", self.weight_decay)
         check_finite("loss_weight_exponent", self.loss_weight_exponent)
         check_at_least("seed", self.seed, 0)
+        check_norm(self.model, self.norm)
+        spared = {"body", "last-norm", "inner"} | (
+            {"no-embeddings"} if self.tie_embeddings else set()
+        )
+        if self.decay_exponent and self.decay in spared:
+            raise ValueError(
+                f"decay_exponent is {self.decay_exponent}; decay {self.decay!r} spares the rows "
+                "that it is for: expected 0"
+            )
+        if not self.weight_decay:  # where nothing decays, how it would is no other run
+            object.__setattr__(self, "decay_exponent", 0.0)
+            object.__setattr__(self, "decay_until", 1.0)
+            if self.optimizer == "adamw-cautious":
+                object.__setattr__(self, "optimizer", "adamw")
 
     def describe(self) -> str:
         """The run in a few words: what a sweep may vary."""
@@ -177,6 +216,8 @@ class SweepConfig(StudyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.parallel == "fsdp" and self.training.optimizer == "muon":
+            raise ValueError("muon needs whole matrices, of which fsdp keeps parts: expected ddp")
         for name in ("models", "weight_decays", "seeds", "decays", "loss_weight_exponents"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; expected at least one")

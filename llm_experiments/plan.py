@@ -12,7 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm_experiments.configs import SweepConfig
 from llm_experiments.models.loss_head import held_bytes
-from llm_experiments.models.presets import build_model, classifier
+from llm_experiments.models.presets import (
+    build_model,
+    classifier,
+    idle_parameters,
+    router_parameters,
+)
 from run_store import Run, read_study
 
 if TYPE_CHECKING:
@@ -20,6 +25,9 @@ if TYPE_CHECKING:
 
 # Dense half-precision matrix rate by the vendor's data sheet, FLOP/s.
 CARDS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}
+# Share of that rate that an H200 kept below and from 10^9 parameters on: openelm-270m compiled,
+# openelm-3b as it is (benchmarks/README.md).
+_MEASURED = {True: 0.34, False: 0.18}
 # fp32 weights, gradients and the two moments of AdamW.
 _BYTES_PER_PARAMETER, _BYTES_PER_GRADIENT = 16, 4
 
@@ -34,6 +42,8 @@ class ModelPlan:
     runs: int
     finished: int
     parameters: int
+    router_parameters: int
+    """those of them that choose among a mixture's experts"""
     tokens: int
     """training tokens of one run"""
     flops: float
@@ -50,14 +60,23 @@ class ModelPlan:
         """Weights, gradients and AdamW's moments (sgd and sign keep one in place of two)."""
         return self.parameters * _BYTES_PER_PARAMETER
 
-    def gpu_hours(self, card: str, utilisation: float) -> float:
+    @property
+    def measured_utilisation(self) -> float:
+        """The share of its data-sheet rate that an H200 kept with a model of about this size."""
+        return _MEASURED[self.parameters < 10**9]
+
+    def gpu_hours(self, card: str, utilisation: float | None = None) -> float:
         """Hours of the runs that are left, if training keeps this share of the card's rate.
+
+        Without one it is `measured_utilisation`.
 
         Raises:
             ValueError: an unknown card, or a utilisation outside (0, 1].
         """
         if card not in CARDS:
             raise ValueError(f"card {card!r} is unknown; expected one of {', '.join(CARDS)}")
+        if utilisation is None:
+            utilisation = self.measured_utilisation
         if not 0 < utilisation <= 1:
             raise ValueError(f"utilisation is {utilisation}; expected more than 0, at most 1")
         left = self.runs - self.finished
@@ -72,11 +91,22 @@ def plan(grids: Sequence[SweepConfig]) -> list[ModelPlan]:
 def _plan(grid: SweepConfig, name: str) -> ModelPlan:
     training, context = grid.training, grid.data.context
     model = build_model(
-        name, vocab_size=grid.data.vocab_size, tied=training.tie_embeddings, device="meta"
+        name,
+        vocab_size=grid.data.vocab_size,
+        tied=training.tie_embeddings,
+        norm=training.norm,
+        device="meta",
     )
     tokens = training.steps * training.batch_size * training.accumulation * context
     half = None if training.precision == "fp32" else torch.bfloat16  # fp16 is as wide
-    kept = activation_bytes(model, training.batch_size, context, half)
+    # A mixture's depend on where its tokens go; as many parameters of the dense model meet each.
+    dense = build_model(
+        name.replace("-moe", ""),
+        vocab_size=grid.data.vocab_size,
+        norm=training.norm,
+        device="meta",
+    )
+    kept = activation_bytes(dense, training.batch_size, context, half)
     device_type = "cpu" if grid.device == "cpu" else "cuda"
     head = head_bytes(model, training.batch_size, context, half, device_type)
     return ModelPlan(
@@ -86,6 +116,7 @@ def _plan(grid: SweepConfig, name: str) -> ModelPlan:
         runs=len(grid.cells()) // len(grid.models),
         finished=_finished(grid, name),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        router_parameters=router_parameters(model),
         tokens=tokens,
         flops=float(flops_per_token(model, context)) * tokens,
         activation_bytes=kept,
@@ -126,9 +157,10 @@ def flops_per_token(model: PreTrainedModel, context: int) -> int:
     """Floating-point operations of training on one token, forward and backward.
 
     6 for each entry of a matrix that multiplies (the embedding of the input is a look-up), and
-    6 T for each entry of the queries: scores and mixing over T/2 tokens on average.
+    6 T for each entry of the queries: scores and mixing over T/2 tokens on average. Of a mixture,
+    the experts that the token goes to.
     """
-    matrices = sum(p.numel() for p in model.parameters())
+    matrices = sum(p.numel() for p in model.parameters()) - idle_parameters(model)
     if classifier(model) is not (embedding := model.get_input_embeddings().weight):
         matrices -= embedding.numel()
     return 6 * matrices + 6 * context * _query_width(model.config)

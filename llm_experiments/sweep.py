@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig
-from llm_experiments.models.presets import build_model
+from llm_experiments.models.presets import build_model, router_parameters
 from llm_experiments.text.preparation import PreparedCorpus, load_prepared, prepare
 from llm_experiments.training.distributed import (
     Follower,
@@ -21,6 +21,7 @@ from llm_experiments.training.distributed import (
     processes,
 )
 from llm_experiments.training.loop import Progress, train
+from llm_experiments.training.optimization import loss_weights, row_decays
 from run_store import Attempt, Diverged, Run, Stopped, resolve_device, run_id
 from run_store.circumstances import circumstances, command_line, of_manifest, places
 from run_store.executors import (
@@ -110,7 +111,11 @@ def retry(study: Path, execution: ExecutorConfig, device: str = "auto") -> dict[
 def create_tasks(grid: SweepConfig) -> list[Task]:
     """The grid's runs, each with its folder; those that are there already are kept."""
     corpus = prepare(grid.data)
-    return [create_task(grid, cell, corpus) for cell in grid.cells()]
+    cells = grid.cells()
+    for cell in cells:  # before any run starts
+        loss_weights(corpus.class_counts, cell.loss_weight_exponent)
+        row_decays(corpus.class_counts, cell.decay_exponent)
+    return [create_task(grid, cell, corpus) for cell in cells]
 
 
 def _opener(execution: ExecutorConfig, device: str, threads: int) -> Callable[[int], Pool]:
@@ -175,7 +180,7 @@ def work(attempt: Attempt, recipe: Recipe) -> None:
             _PACKAGES,
             device,
             data_hash=corpus.data_hash,
-            parameters=_parameters(config.model, corpus.vocab_size),
+            **_sizes(config, corpus.vocab_size),
             command=recipe.command,
             **together,
         )
@@ -224,7 +229,14 @@ def _prepared(data: DataConfig) -> PreparedCorpus:
     return prepare(data)
 
 
-@functools.cache
-def _parameters(model: str, vocab_size: int) -> int:
-    built = build_model(model, vocab_size=vocab_size, device="meta")
-    return sum(parameter.numel() for parameter in built.parameters())
+def _sizes(config: RunConfig, vocab_size: int) -> dict[str, int]:
+    """How many parameters the run's model has, and how many of them are a router's, if any."""
+    built = build_model(
+        config.model,
+        vocab_size=vocab_size,
+        tied=config.tie_embeddings,
+        norm=config.norm,
+        device="meta",
+    )
+    sizes = {"parameters": sum(parameter.numel() for parameter in built.parameters())}
+    return sizes | ({"router_parameters": r} if (r := router_parameters(built)) else {})

@@ -102,11 +102,15 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     rates = [group["lr"] for group in optimizer.param_groups]
     if _settings(optimizer) != settings or not all(type(rate) is float for rate in rates):
         raise ValueError("other settings than the run's")
-    expected = {"step", "exp_avg", "exp_avg_sq"}
-    if isinstance(optimizer, torch.optim.SGD):
-        expected = {"momentum_buffer"}
+    held: dict[Tensor, set[str]] = {}
+    for part in getattr(optimizer, "parts", (optimizer,)):
+        names = {"step", "exp_avg", "exp_avg_sq"}
+        if isinstance(part, torch.optim.SGD | torch.optim.Muon):
+            names = {"momentum_buffer"}
+        held |= {p: names for group in part.param_groups for p in group["params"]}
     for parameter, values in optimizer.state.items():
-        if not isinstance(parameter, Tensor) or set(values) != expected:
+        expected = held.get(parameter, set())
+        if set(values) != expected:
             raise ValueError(f"it holds {sorted(map(str, values))}; expected {sorted(expected)}")
         for name, value in values.items():
             like = torch.zeros(()) if name == "step" else parameter

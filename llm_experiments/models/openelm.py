@@ -7,6 +7,7 @@ heads, K key-value heads, C head width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,16 @@ class OpenELMConfig(PreTrainedConfig):
         supported = {
             "ffn_with_glu": (ffn_with_glu, True),
             "activation_fn_name": (activation_fn_name, "swish"),
-            "normalization_layer_name": (normalization_layer_name, "rms_norm"),
             "normalize_qk_projections": (normalize_qk_projections, True),
         }
         for name, (value, expected) in supported.items():
             if value != expected:
                 raise ValueError(f"OpenELM {name} is {value!r}; only {expected!r} is supported")
+        if normalization_layer_name not in _NORMS:
+            raise ValueError(
+                f"OpenELM normalization_layer_name is {normalization_layer_name!r}; "
+                f"expected one of {', '.join(_NORMS)}"
+            )
         self.vocab_size = vocab_size
         self.max_context_length = max_context_length
         self.num_transformer_layers = num_transformer_layers
@@ -146,6 +151,12 @@ class OpenELMRMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), self.eps)
 
 
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "rms_norm": OpenELMRMSNorm,
+    "layer_norm": lambda width: nn.LayerNorm(width, eps=1e-6),
+}
+
+
 def rotary_tables(
     config: OpenELMConfig, positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -176,8 +187,8 @@ class OpenELMAttention(nn.Module):
         self.num_kv_heads = config.num_kv_heads[layer]
         heads = self.num_q_heads + 2 * self.num_kv_heads
         self.qkv_proj = nn.Linear(config.model_dim, heads * config.head_dim, bias=False)
-        self.q_norm = OpenELMRMSNorm(config.head_dim)
-        self.k_norm = OpenELMRMSNorm(config.head_dim)
+        self.q_norm = _NORMS[config.normalization_layer_name](config.head_dim)
+        self.k_norm = _NORMS[config.normalization_layer_name](config.head_dim)
         self.out_proj = nn.Linear(self.num_q_heads * config.head_dim, config.model_dim, bias=False)
         self.out_proj.is_residual = True
 
@@ -222,8 +233,8 @@ class OpenELMDecoderLayer(nn.Module):
         super().__init__()
         self.attn = OpenELMAttention(config, layer)
         self.ffn = OpenELMFeedForward(config, layer)
-        self.attn_norm = OpenELMRMSNorm(config.model_dim)
-        self.ffn_norm = OpenELMRMSNorm(config.model_dim)
+        self.attn_norm = _NORMS[config.normalization_layer_name](config.model_dim)
+        self.ffn_norm = _NORMS[config.normalization_layer_name](config.model_dim)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: DynamicCache | None
@@ -251,8 +262,10 @@ class OpenELMPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=width**-0.5)
-        elif isinstance(module, OpenELMRMSNorm):
+        elif isinstance(module, OpenELMRMSNorm | nn.LayerNorm):
             nn.init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
+                nn.init.zeros_(module.bias)
 
 
 class OpenELMModel(OpenELMPreTrainedModel):
@@ -264,7 +277,7 @@ class OpenELMModel(OpenELMPreTrainedModel):
         self.layers = nn.ModuleList(
             OpenELMDecoderLayer(config, layer) for layer in range(config.num_transformer_layers)
         )
-        self.norm = OpenELMRMSNorm(config.model_dim)
+        self.norm = _NORMS[config.normalization_layer_name](config.model_dim)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

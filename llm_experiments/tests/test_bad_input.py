@@ -46,6 +46,14 @@ SMALL = ["sweep", "--corpus", "text", "--vocab-size", "300", "--context", "16"]
         (["sweep", "--optimizer", "sgd"], ["decay_mode", "'decoupled'", "sgd takes 'l2'"]),
         (["sweep", "--optimizer", "sign", "--decay-mode", "l2"], ["sign takes 'decoupled'"]),
         (["sweep", "--optimizer", "sign", "--beta2", "0.9"], ["beta2", "0.9", "sign has none"]),
+        (["sweep", "--optimizer", "lion", "--decay-mode", "l2"], ["lion takes 'decoupled'"]),
+        (["sweep", "--optimizer", "muon", "--parallel", "fsdp"], ["muon", "fsdp", "expected ddp"]),
+        (["sweep", "--optimizer", "shampoo"], ["shampoo", "muon"]),
+        (["sweep", "--decay-until", "0"], ["decay_until", "0", "more than 0"]),
+        (["sweep", "--decay-exponent", "nan"], ["decay_exponent", "nan", "finite"]),
+        (["sweep", "--decay-exponent", "1", "--decay", "body"], ["decay_exponent", "'body'"]),
+        (["sweep", "--optimizer", "adam", "--decay-exponent", "1"], ["decay_exponent", "l2"]),
+        (["sweep", "--norm", "layernorm", "--model", "qwen2-tiny"], ["layernorm", "qwen2-tiny"]),
         (["sweep", "--label-smoothing", "-0.1"], ["label_smoothing", "-0.1", "at least 0"]),
         (["sweep", "--device", "tpu"], ["tpu", "cuda"]),
         (["sweep", "--device", "cuda"], ["cuda", "no usable GPU"]),
@@ -75,6 +83,19 @@ def test_one_line_and_exit_code_2(
     for word in expected:
         assert word.lower() in lines[0].lower()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["loss-weight-exponent", "decay-exponent"])
+def test_an_exponent_that_overflows(
+    name: str, data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data.data_dir is not None
+    places = ("--data-dir", str(data.data_dir), "--runs-dir", str(tmp_path / "runs"))
+    cache = ("--cache-dir", str(tmp_path / "cache"))
+    assert main([*SMALL, *places, *cache, f"--{name}", "1000"]) == 2
+    said = f"error: {name.replace('-', '_')} is 1000; expected one whose powers float64 can hold"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"   \n\n", b"\xff\xfe text"])

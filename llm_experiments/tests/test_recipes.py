@@ -295,3 +295,12 @@ def test_a_plan_knows_what_is_done(tmp_path: Path, data: DataConfig) -> None:
     assert row.tokens == 2 * 4 * 16
     left = row.flops / (989e12 * 0.5) / 3600
     assert row.gpu_hours("h100", 0.5) == pytest.approx(left)
+    assert row.gpu_hours("h100") == pytest.approx(left * 0.5 / 0.34)  # as measured
+
+
+def test_a_plan_counts_a_mixtures_router_apart_and_the_experts_that_a_token_meets() -> None:
+    grid = replace(recipe("demo")[0], models=("qwen2-tiny", "qwen2-moe-tiny"))
+    dense, mixture = plan([grid])
+    router, gates = 2 * 128 * 8, 2 * 128
+    assert (dense.router_parameters, mixture.router_parameters) == (0, router)
+    assert mixture.flops - dense.flops == 6 * (router + gates) * dense.tokens

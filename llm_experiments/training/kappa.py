@@ -13,6 +13,8 @@ from run_store.input_files import is_number
 
 # What a config says that lacks the field: those that came later have it only where it differs.
 _ABSENT = {"optimizer": "adamw", "decay_mode": "decoupled", "schedule": "cosine"}
+# With these, decay is not one number for all weights and steps.
+_ALL_ALIKE = {"decay_exponent": 0, "decay_until": 1}
 
 
 def kappa(config: Mapping[str, Any]) -> float:
@@ -26,7 +28,8 @@ def kappa(config: Mapping[str, Any]) -> float:
     known = _ABSENT | {name: value for name, value in config.items() if value is not None}
     names = ("weight_decay", "learning_rate", "warmup_steps", "steps")
     decoupled = (known["optimizer"], known["decay_mode"]) == ("adamw", "decoupled")
-    if not decoupled or not all(is_number(known.get(name)) for name in names):
+    alike = all(known.get(name, plain) == plain for name, plain in _ALL_ALIKE.items())
+    if not (decoupled and alike) or not all(is_number(known.get(name)) for name in names):
         return math.nan
     try:
         decay, peak, warmup, steps = (float(known[name]) for name in names)

@@ -27,7 +27,7 @@ from llm_experiments.text.preparation import PreparedCorpus
 from llm_experiments.text.tokenization import PAD_ID, SPECIAL_TOKENS
 from llm_experiments.training.distributed import ALONE, Follower, Group
 from llm_experiments.training.memory import keep_freed_memory
-from llm_experiments.training.optimization import build_optimizer, learning_rate, loss_weights
+from llm_experiments.training.optimization import build_optimizer, loss_weights, set_step
 from run_store import Attempt, Diverged, Stopped, checkpoints, class_record
 from run_store.checkpoint_writer import CheckpointWriter
 from run_store.clock import Clock
@@ -83,6 +83,7 @@ def train(
         seed=config.seed,
         tied=config.tie_embeddings,
         initialisation=config.initialisation,
+        norm=config.norm,
         device="cpu" if group.shards else device,  # which may not have room for all of it
     )
     if checkpoint is not None:
@@ -93,7 +94,7 @@ def train(
             module.compile()
     head = LanguageModelLoss(model, half, config.label_smoothing)
     step_loss = group.wrap(head, model.base_model.layers, device)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, config, corpus.class_counts)
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     metrics = ClassMetrics(corpus.vocab_size, device)
     windows = WindowHistory()
@@ -144,8 +145,7 @@ def train(
                 look(due=step == config.steps or (group.leads and writer.is_due(step)))
             if step == config.steps:
                 break
-            for settings in optimizer.param_groups:
-                settings["lr"] = learning_rate(config, step)
+            set_step(optimizer, config, step)
             for part in range(config.accumulation):
                 batch = step * config.accumulation + part
                 rows = batch_rows(config, len(tokens), batch)

@@ -12,7 +12,14 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from llm_experiments.models.openelm import OpenELMConfig, OpenELMForCausalLM
-from llm_experiments.models.presets import MODEL_NAMES, build_model, classifier, features
+from llm_experiments.models.presets import (
+    MODEL_NAMES,
+    build_model,
+    classifier,
+    features,
+    idle_parameters,
+    router_parameters,
+)
 from llm_experiments.models.starting_point import load_weights
 from llm_experiments.tests.conftest import SHARED, needs_shared
 from llm_experiments.text.preparation import PreparedCorpus
@@ -68,6 +75,49 @@ def test_reproduces_the_original_implementation() -> None:
 def test_parameter_counts(name: str, vocab_size: int, parameters: int) -> None:
     model = build_model(name, vocab_size=vocab_size, device="meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_qwen2_7b_has_its_published_parameters() -> None:
+    model = build_model("qwen2-7b", vocab_size=152064, tied=False, device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 7_615_616_512
+
+
+@pytest.mark.parametrize(
+    ("name", "D", "layers", "kv", "ffn", "experts", "chosen", "width"),
+    [("qwen2-moe-tiny", 128, 2, 64, 256, 8, 2, 64),
+     ("qwen2-moe-0.5b", 896, 24, 128, 4864, 8, 2, 1216)],
+)  # fmt: skip
+def test_the_router_of_a_mixture_is_counted_apart(
+    name: str, D: int, layers: int, kv: int, ffn: int, experts: int, chosen: int, width: int
+) -> None:
+    mixture, dense = (
+        build_model(n, vocab_size=300, device="meta") for n in (name, name.replace("-moe", ""))
+    )
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (mixture, dense)]
+    router, gate = layers * D * experts, layers * D
+    inside = layers * 3 * D * (experts * width + ffn // 2 - ffn)
+    assert sizes[0] == sizes[1] + inside + router + gate
+    assert (router_parameters(mixture), router_parameters(dense)) == (router, 0)
+    # A token meets as many parameters as in the dense model, and those that choose.
+    assert sizes[0] - idle_parameters(mixture) == sizes[1] + router + gate
+    assert chosen * width + ffn // 2 == ffn
+
+
+def test_layernorm_stands_where_rmsnorm_stood(tmp_path: Path) -> None:
+    model = build_model("openelm-tiny", vocab_size=64, norm="layernorm", dtype=torch.float64)
+    norms = [m for n, m in model.named_modules() if "norm" in n.rsplit(".", 1)[-1]]
+    assert len(norms) == 2 * 4 + 1
+    for norm in norms:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+        x = 3 + torch.randn(5, len(norm.weight), dtype=torch.float64)
+        centred = x - x.mean(dim=-1, keepdim=True)
+        scale = (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+        torch.testing.assert_close(norm(x), centred / scale * norm.weight + norm.bias)
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(12)[None]
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 def test_published_head_counts() -> None:

@@ -35,6 +35,12 @@ CASES: dict[str, tuple[Parallel, RunConfig]] = {
     # A step of SGD is as long as its gradient, clipped by a norm over all processes.
     "clipped": ("ddp", replace(BASE, optimizer="sgd", decay_mode="l2", clip_gradient=0.5)),
     "clipped-parts": ("fsdp", replace(BASE, optimizer="sign", clip_gradient=0.5)),
+    "muon": ("ddp", replace(BASE, optimizer="muon")),
+    "rows": ("fsdp", replace(BASE, optimizer="lion", decay_exponent=1.0, decay_until=0.7)),
+    "cautious": (
+        "fsdp",
+        replace(BASE, optimizer="adamw-cautious", decay_exponent=0.5, tie_embeddings=False),
+    ),
 }
 STOP = 6
 
@@ -103,7 +109,8 @@ def test_two_processes_do_what_one_does(
 ) -> None:
     run_one(case, tmp_path, uneven, ALONE)
     alone, together = only_run(tmp_path, case).classes(), only_run(by_two / "whole", case).classes()
-    rtol = 2e-2 if case == "half" else 1e-4
+    # Muon's products have the 8 bits of bfloat16 whatever the precision.
+    rtol = 2e-2 if case in ("half", "muon") else 1e-4
     assert set(alone) == set(together)
     for name in alone:
         if alone[name].dtype == np.int64:

@@ -283,6 +283,9 @@ def test_what_is_evaluated_when(tmp_path: Path, data: DataConfig) -> None:
         {"optimizer": "sgd", "decay_mode": "l2", "beta1": 0.0, "schedule": "linear"},
         {"optimizer": "sgd", "decay_mode": "l2", "initialisation": "huggingface"},
         {"optimizer": "sign", "schedule": "constant"},
+        {"optimizer": "muon", "norm": "layernorm", "decay_exponent": 0.5},
+        {"optimizer": "lion", "model": "qwen2-moe-tiny", "decay_until": 0.5},
+        {"optimizer": "adamw-cautious", "precision": "fp16", "decay_exponent": 1.0},
     ],
 )
 def test_a_resumed_run_goes_on_where_it_was(
