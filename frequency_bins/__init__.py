@@ -3,6 +3,7 @@
 from frequency_bins.bins import FrequencyBins
 from frequency_bins.class_metrics import ClassMetrics
 from frequency_bins.counts import class_counts, coverage, percentile, rare_share, zipf_exponent
+from frequency_bins.equal_average import AtAverage, PairedBand, at_average, paired_band
 from frequency_bins.excess_laws import (
     BinnedExcess,
     Exponent,
@@ -42,6 +43,10 @@ __all__ = [
     "percentile",
     "rare_share",
     "zipf_exponent",
+    "AtAverage",
+    "PairedBand",
+    "at_average",
+    "paired_band",
     "BinnedExcess",
     "Exponent",
     "ExponentFit",

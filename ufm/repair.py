@@ -76,3 +76,38 @@ def repair_weights(
     if not bool(torch.isfinite((weights * counts).sum())):
         raise ValueError(f"exponent is {exponent}; expected one whose weights float64 can hold")
     return weights * (counts.sum() / (weights * counts).sum())
+
+
+def weak_decay_losses(
+    class_counts: Sequence[Any] | np.ndarray | Tensor,
+    *,
+    loss_exponent: float | int = 0.0,
+    row_exponent: float | int = 0.0,
+    feature_sharing: float | int = 0.0,
+) -> tuple[float, float]:
+    """Average and class-balanced loss that a repair leaves of each, as a share, at weak decay.
+
+    Loss weights n_k^-loss_exponent and a decay d_k ~ n_k^row_exponent of the classifier's rows,
+    whose sum stays that of equal rows. At weak decay, where every class is learned well, loss_k is
+    1/r_k to first order; source: ufm/THEORY.md, section 6. Equal losses: row_exponent 1 + s without
+    loss weights, as V grows. Classes that never occur have a row of the count 1.
+
+    Raises ValueError as `repair_weights`, for a row exponent whose powers float64 cannot hold, and
+    with fewer than two classes.
+    """
+    sharing = checked_sharing(feature_sharing)
+    weights = repair_weights(class_counts, loss_exponent).double()
+    counts = as_tensor("class_counts", class_counts).double()
+    rows = counts.clamp(min=1) / counts.max()
+    rows = rows**row_exponent / (rows**row_exponent).mean()
+    classes = len(counts)
+    if classes < 2 or not bool((torch.isfinite(rows) & (rows > 0)).all()):
+        raise ValueError(
+            f"row_exponent is {row_exponent} for {classes} classes; expected at least two, and "
+            "an exponent whose powers float64 can hold"
+        )
+    occurs = counts > 0
+    n, a, d = counts[occurs], weights[occurs], rows[occurs]
+    plain = n ** (-(1 + sharing) / 2)
+    left = plain / a * (d * (classes - d) / (classes - 1)).sqrt()
+    return float((n * left).sum() / (n * plain).sum()), float(left.sum() / plain.sum())

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ufm import UFMProblem, closed_form, repair_weights
-from ufm.repair import AVERAGE_EXPONENT, BALANCED_EXPONENT, EQUAL_EXPONENT
+from ufm import UFMProblem, closed_form, repair_weights, solve
+from ufm.repair import (
+    AVERAGE_EXPONENT,
+    BALANCED_EXPONENT,
+    EQUAL_EXPONENT,
+    weak_decay_losses,
+)
 
 ZIPF = [max(1, round(20_000 / rank)) for rank in range(1, 301)]
 
@@ -105,3 +110,46 @@ def test_the_figures_of_the_theory_for_a_zipf_vocabulary():
 def test_bad_input_is_named(counts, exponent, named):
     with pytest.raises(ValueError, match=named):
         repair_weights(counts, exponent)
+
+
+@pytest.mark.parametrize("sharing", [0.0, 1.0])
+@pytest.mark.parametrize(("g", "q"), [(0.5, 0.0), (0.0, 0.5), (0.0, 1.0), (0.25, -0.5)])
+def test_what_a_repair_leaves_at_weak_decay_is_what_certified_minima_leave(sharing, g, q):
+    """The solver knows no formula, and its certificate bounds what it may have missed."""
+    counts = [40, 20, 8, 3]
+    n = torch.tensor(counts, dtype=torch.float64)
+    lam = 1e-7
+
+    def losses_at(rows, weights):
+        problem = UFMProblem(
+            class_counts=counts,
+            lambda_W=lam * rows,
+            lambda_H=lam,
+            loss_weights=weights,
+            feature_sharing=sharing,
+        )
+        solution = solve(problem, tolerance=1e-9)
+        assert float(solution.certificate.gap) <= 1e-4 * float(solution.objective)
+        return solution.loss
+
+    plain = losses_at(torch.ones(4, dtype=torch.float64), repair_weights(counts, 0))
+    repaired = losses_at(n**q / (n**q).mean(), repair_weights(counts, g))
+    left = weak_decay_losses(counts, loss_exponent=g, row_exponent=q, feature_sharing=sharing)
+    assert float((n * repaired).sum() / (n * plain).sum()) == pytest.approx(left[0], rel=2e-2)
+    assert float(repaired.sum() / plain.sum()) == pytest.approx(left[1], rel=2e-2)
+
+
+@pytest.mark.parametrize("sharing", [0.0, 1.0])
+def test_a_row_exponent_of_one_more_than_the_sharing_makes_losses_equal(sharing):
+    counts = np.array([9, 7, 6, 5, 4, 3, 2] * 200)
+    average, balanced = weak_decay_losses(counts, row_exponent=1 + sharing, feature_sharing=sharing)
+    plain = counts ** (-(1 + sharing) / 2)
+    # One loss for all: both shares are of the same number.
+    means = (counts * plain).sum() / counts.sum(), plain.mean()
+    assert average * means[0] == pytest.approx(balanced * means[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(("counts", "exponent"), [([4, 2], 1e6), ([4], 1.0)])
+def test_a_row_exponent_out_of_range(counts, exponent):
+    with pytest.raises(ValueError, match="row_exponent is"):
+        weak_decay_losses(counts, row_exponent=exponent)
