@@ -124,8 +124,8 @@ def _plan(argv: list[str]) -> int:
         "data-sheet rate is kept; evaluation and start-up come on top. Tokens, FLOP and memory "
         "(GiB) are those of one run. State: weights, gradients, AdamW's moments. Activations: what "
         "a forward pass keeps, without torch.compile. Head: what the loss needs beside them. Peak: "
-        "the most of it at once; what an allocator keeps comes on top. --parallel fsdp divides the "
-        "state over the processes."
+        "the most of it at once; what an allocator keeps comes on top. --parallel fsdp divides "
+        "state and activations over the processes."
     )
     return 0
 

@@ -69,19 +69,22 @@ def figure7() -> tuple[SweepConfig, ...]:
 
 
 def repair() -> tuple[SweepConfig, ...]:
-    """Beyond the paper: loss weights of rare tokens, and which parameters are decayed.
+    """Beyond the paper: loss weights of rare tokens; which parameters are decayed, and until when.
 
-    The published models have one matrix for embeddings and head; the last grid makes them two.
+    Loss weights and decay by rows at the exponents that the theory calls best, for features that
+    are decayed per sample or as weights (ufm/THEORY.md, section 6), among others. The published
+    models have one matrix for embeddings and head; two grids make them two.
     """
     grid = _published("repair", "openelm-270m", seeds=(0,))
+    decayed = replace(grid, weight_decays=grid.weight_decays[1:])
+    untied = _with(grid, tie_embeddings=False)
     return (
-        replace(grid, loss_weight_exponents=(0.0, 0.25, 0.5, 0.75)),
+        replace(grid, loss_weight_exponents=(0.0, 0.25, 0.5, 0.75, 1.0)),
         replace(grid, decays=("matrices", "no-embeddings", "embeddings")),
-        replace(
-            grid,
-            decays=("all", "embeddings", "head", "body"),
-            training=replace(grid.training, tie_embeddings=False),
-        ),
+        replace(untied, decays=("all", "embeddings", "head", "body")),
+        *(_with(decayed, decay_exponent=q) for q in (0.5, 1.0, 2.0)),
+        _with(decayed, decay_exponent=1.0, tie_embeddings=False),
+        *(_with(decayed, decay_until=share) for share in (0.5, 0.8)),
     )
 
 
@@ -94,18 +97,115 @@ def vocabulary() -> tuple[SweepConfig, ...]:
 
 
 def regularisers() -> tuple[SweepConfig, ...]:
-    """Beyond the paper: do dropout and label smoothing cost the rare tokens, as weight decay does?
+    """Beyond the paper: is it weight decay, or any regularisation, that costs the rare tokens?
 
-    The three meet at the run without any of them.
+    Dropout, label smoothing, decay of parts of the model, LayerNorm, two matrices for embeddings
+    and head, and Qwen2 0.5B with and without experts. The runs without any of them are shared.
     """
     decayed = _published("regularisers", "openelm-270m", seeds=(0,))
     plain = replace(decayed, weight_decays=(0.0,))
-    others = [{"dropout": rate} for rate in (0.1, 0.2, 0.3)]
-    others += [{"label_smoothing": share} for share in (0.05, 0.1, 0.2)]
+    only = replace(decayed, weight_decays=decayed.weight_decays[1:])
+    qwen = _published("regularisers", "qwen2-0.5b", seeds=(0,))
     return (
         decayed,
-        *(replace(plain, training=replace(plain.training, **other)) for other in others),
+        *(_with(plain, dropout=rate) for rate in (0.1, 0.2, 0.3)),
+        *(_with(plain, label_smoothing=share) for share in (0.05, 0.1, 0.2)),
+        replace(only, decays=("embeddings", "inner", "last-norm")),
+        _with(decayed, norm="layernorm"),
+        _with(decayed, tie_embeddings=False),
+        qwen,
+        _with(replace(qwen, models=("qwen2-moe-0.5b",)), compile=False),
     )
+
+
+def optimizers() -> tuple[SweepConfig, ...]:
+    """Beyond the paper: does another optimizer spare the rare tokens what decay costs them?
+
+    Lion has the third of the learning rate and three times the decay, as its authors advise (Chen
+    et al., 2023). SGD is left out: it needs a learning rate of another order, and a search for it.
+    """
+    grid = _published("optimizers", "openelm-270m", seeds=(0,))
+    tripled = tuple(3 * decay for decay in grid.weight_decays)
+    return (
+        grid,
+        replace(_with(grid, optimizer="adam"), weight_decays=(1e-5, 1e-4, 1e-3)),
+        _with(grid, optimizer="muon"),
+        replace(
+            _with(grid, optimizer="lion", beta2=0.99, learning_rate=5e-5 / 3),
+            weight_decays=tripled,
+        ),
+        replace(_with(grid, optimizer="adamw-cautious"), weight_decays=grid.weight_decays[1:]),
+    )
+
+
+def alternatives_small() -> tuple[SweepConfig, ...]:
+    """Does the damage show in a task, is it decay alone, and can it be avoided? In half an hour.
+
+    A tiny model on IMDB, on two CPU cores. Models are kept, for `downstream`.
+    """
+    grid = SweepConfig(
+        study="alternatives-small",
+        models=("openelm-tiny",),
+        weight_decays=(0.0, 0.3, 1.0),
+        seeds=(0, 1),
+        training=TrainingConfig(steps=400, batch_size=16, learning_rate=3e-3, evaluate_every=100),
+        data=DataConfig(
+            corpus="imdb", vocab_size=2048, context=64, packing=True, num_sequences=800
+        ),
+        save_model=True,
+    )
+    plain = replace(grid, weight_decays=(0.0,))
+    decayed = replace(grid, weight_decays=(0.3, 1.0))
+    return (
+        grid,
+        *(_with(plain, dropout=rate) for rate in (0.1, 0.3)),
+        *(_with(plain, label_smoothing=share) for share in (0.05, 0.2)),
+        _with(grid, norm="layernorm"),
+        _with(grid, optimizer="muon"),
+        replace(
+            _with(grid, optimizer="lion", beta2=0.99, learning_rate=1e-3),
+            weight_decays=(0.0, 0.9, 3.0),
+        ),
+        _with(decayed, optimizer="adamw-cautious"),
+        replace(grid, loss_weight_exponents=(0.5, 1.0)),
+        replace(decayed, decays=("no-embeddings",)),
+        _with(decayed, decay_exponent=1.0),
+        _with(decayed, decay_until=0.8),
+    )
+
+
+def scale() -> tuple[SweepConfig, ...]:
+    """Beyond the paper: 1B to 7B parameters on six million documents, sharded over the GPUs.
+
+    For torchrun with a multiple of 8 processes; `plan` tells what it costs.
+    """
+    grid = SweepConfig(
+        study="scale",
+        weight_decays=(0.0, 0.1, 1.0),
+        training=TrainingConfig(
+            batch_size=64,
+            accumulation=8,
+            learning_rate=3e-4,
+            warmup_steps=500,
+            precision="bf16",
+            compile=True,
+            clip_gradient=1.0,
+            initialisation="huggingface",
+        ),
+        data=DataConfig(
+            corpus="wikimedia/wikipedia", subset="20231101.en", context=1024, packing=True
+        ),
+        parallel="fsdp",
+    )
+    return (
+        *(replace(grid, models=(name,)) for name in ("openelm-1.1b", "qwen2-1.5b", "openelm-3b")),
+        _with(replace(grid, models=("qwen2-7b",)), tie_embeddings=False),
+    )
+
+
+def _with(grid: SweepConfig, **changed: Any) -> SweepConfig:
+    """The grid with other settings of training."""
+    return replace(grid, training=replace(grid.training, **changed))
 
 
 def mechanism() -> tuple[SweepConfig, ...]:
@@ -121,7 +221,7 @@ def mechanism() -> tuple[SweepConfig, ...]:
         seeds=(0, 1, 2),
     )
     decayed = replace(base, weight_decays=(0.5,))
-    untied = replace(base, training=replace(base.training, tie_embeddings=False))
+    untied = _with(base, tie_embeddings=False)
     settings: tuple[dict[str, Any], ...] = (
         {"batch_size": 8},
         {"batch_size": 32},
@@ -140,13 +240,9 @@ def mechanism() -> tuple[SweepConfig, ...]:
         replace(decayed, decays=("embeddings", "last-norm", "inner", "matrices")),
         untied,
         replace(untied, weight_decays=(0.5,), decays=("head", "embeddings", "last-norm", "inner")),
-        *(replace(base, training=replace(base.training, **setting)) for setting in settings),
+        *(_with(base, **setting) for setting in settings),
         *(replace(base, data=replace(base.data, vocab_size=size)) for size in (512, 2048)),
-        replace(
-            base,
-            weight_decays=(0.0, 1e-4, 3e-4, 1e-3),
-            training=replace(base.training, decay_mode="l2"),
-        ),
+        replace(_with(base, decay_mode="l2"), weight_decays=(0.0, 1e-4, 3e-4, 1e-3)),
     )
 
 
@@ -159,7 +255,7 @@ def published(model: str, corpus: str = "imdb") -> tuple[TrainingConfig, DataCon
     clipping, decays 0 and 1 gave its accuracies at higher losses (average 0.0530 and 0.0752 against
     0.051 and 0.068).
     """
-    large = model in ("openelm-1.1b", "openelm-3b", "qwen2-1.5b")
+    large = model in ("openelm-1.1b", "openelm-3b", "qwen2-1.5b", "qwen2-7b")
     batch = {"batch_size": 16, "accumulation": 4} if large else {"batch_size": 64}
     return (
         TrainingConfig(
@@ -207,8 +303,10 @@ def _published(
 
 
 _PUBLISHED = (table1, figure1, figure4, figure5, figure6, figure7)
-_NAMED = (demo, *_PUBLISHED, repair, vocabulary, regularisers, mechanism)
-RECIPES: dict[str, Callable[[], tuple[SweepConfig, ...]]] = {f.__name__: f for f in _NAMED}
+_BEYOND = (repair, vocabulary, regularisers, optimizers, alternatives_small, scale, mechanism)
+RECIPES: dict[str, Callable[[], tuple[SweepConfig, ...]]] = {
+    f.__name__.replace("_", "-"): f for f in (demo, *_PUBLISHED, *_BEYOND)
+}
 
 
 def recipe(name: str) -> tuple[SweepConfig, ...]:

@@ -93,42 +93,88 @@ def test_the_grids_are_those_of_the_paper(
         assert (grid.data.packing, grid.data.num_sequences) == (False, None)
 
 
-def runs(name: str) -> list[tuple[object, ...]]:
-    return [
-        (
-            *(c.weight_decay, c.loss_weight_exponent, c.decay, c.tie_embeddings),
-            *(c.dropout, c.label_smoothing, grid.data.vocab_size),
-        )
+CHANGED = (
+    *("model", "weight_decay", "loss_weight_exponent", "decay", "tie_embeddings", "dropout"),
+    *("label_smoothing", "norm", "optimizer", "decay_mode", "learning_rate"),
+    *("decay_exponent", "decay_until"),
+)
+PLAIN = asdict(RunConfig(model="openelm-270m"))
+
+
+def runs(name: str) -> set[tuple[object, ...]]:
+    """Of every cell what it changes of a plain run of OpenELM 270M, and its vocabulary."""
+    return {
+        (*sorted((f, v) for f, v in asdict(cell).items() if f in CHANGED and v != PLAIN[f]), size)
         for grid in recipe(name)
-        for c in grid.cells()
-    ]
+        for cell in grid.cells()
+        for size in [grid.data.vocab_size]
+    }
+
+
+def at(decay: float, *changed: tuple[str, object], vocab_size: int = 32005) -> tuple[object, ...]:
+    decayed = [("weight_decay", decay)] if decay else []
+    return (*sorted([*changed, *decayed]), vocab_size)
 
 
 def test_the_recipes_beyond_the_paper() -> None:
-    V = 32005
-    assert set(runs("repair")) == {
-        *((decay, g, "all", True, 0.0, 0.0, V) for decay in TABLE_1 for g in (0, 0.25, 0.5, 0.75)),
+    untied = ("tie_embeddings", False)
+    above = TABLE_1[1:]
+    assert runs("repair") == {
+        *(at(decay) for decay in TABLE_1),
+        *(at(d, ("loss_weight_exponent", g)) for d in TABLE_1 for g in (0.25, 0.5, 0.75, 1.0)),
         *(
-            (decay, 0, group, True, 0.0, 0.0, V)
+            at(decay, ("decay", group))
             for decay in TABLE_1
             for group in ("matrices", "no-embeddings", "embeddings")
         ),
+        *(at(decay, untied) for decay in TABLE_1),
         *(
-            (decay, 0, group, False, 0.0, 0.0, V)
-            for decay in TABLE_1
-            for group in ("all", "embeddings", "head", "body")
+            at(d, ("decay", group), untied)
+            for d in TABLE_1
+            for group in ("embeddings", "head", "body")
         ),
+        *(at(decay, ("decay_exponent", q)) for decay in above for q in (0.5, 1.0, 2.0)),
+        *(at(decay, ("decay_exponent", 1.0), untied) for decay in above),
+        *(at(decay, ("decay_until", share)) for decay in above for share in (0.5, 0.8)),
     }
-    assert set(runs("vocabulary")) == {
-        (decay, 0, "all", True, 0.0, 0.0, size)
-        for decay in TABLE_1
-        for size in (8005, 16005, 32005)
+    assert runs("regularisers") == {
+        *(at(decay) for decay in TABLE_1),
+        *(at(0, ("dropout", rate)) for rate in (0.1, 0.2, 0.3)),
+        *(at(0, ("label_smoothing", share)) for share in (0.05, 0.1, 0.2)),
+        *(at(d, ("decay", group)) for d in above for group in ("embeddings", "inner", "last-norm")),
+        *(at(decay, ("norm", "layernorm")) for decay in TABLE_1),
+        *(at(decay, untied) for decay in TABLE_1),
+        *(at(d, ("model", m)) for d in TABLE_1 for m in ("qwen2-0.5b", "qwen2-moe-0.5b")),
     }
-    assert set(runs("regularisers")) == {
-        *((decay, 0, "all", True, 0.0, 0.0, V) for decay in TABLE_1),
-        *((0, 0, "all", True, rate, 0.0, V) for rate in (0.1, 0.2, 0.3)),
-        *((0, 0, "all", True, 0.0, share, V) for share in (0.05, 0.1, 0.2)),
+    assert runs("optimizers") == {
+        *(at(decay) for decay in TABLE_1),
+        *(at(decay, ("decay_mode", "l2")) for decay in (1e-5, 1e-4, 1e-3)),
+        *(at(decay, ("optimizer", "muon")) for decay in TABLE_1),
+        *(at(3 * d, ("learning_rate", 5e-5 / 3), ("optimizer", "lion")) for d in TABLE_1),
+        *(at(decay, ("optimizer", "adamw-cautious")) for decay in above),
     }
+    assert runs("vocabulary") == {
+        at(decay, vocab_size=size) for decay in TABLE_1 for size in (8005, 16005, 32005)
+    }
+
+
+def test_the_small_recipe_of_alternatives_keeps_its_models_and_meets_the_plain_run() -> None:
+    grids = recipe("alternatives-small")
+    assert all(grid.save_model and len(grid.seeds) > 1 for grid in grids)
+    changed = {name for run in runs("alternatives-small") for name, _ in run[:-1]}
+    assert changed - {"model", "learning_rate"} == {
+        *("weight_decay", "loss_weight_exponent", "decay", "dropout", "label_smoothing", "norm"),
+        *("optimizer", "decay_exponent", "decay_until"),
+    }
+
+
+def test_the_large_recipe_goes_from_1_to_7_billion_parameters() -> None:
+    rows = plan(recipe("scale"))
+    sizes = [row.parameters / 1e9 for row in rows]
+    assert sizes == sorted(sizes)
+    assert (sizes[0] > 1, 6.7 < sizes[-1] < 7) == (True, True)  # a smaller vocabulary than Qwen's
+    hours = rows[-1].flops * 3 / (989e12 * 0.18) / 3600
+    assert rows[-1].gpu_hours("h200") == pytest.approx(hours)
 
 
 def test_the_mechanism_changes_one_thing_at_a_time() -> None:
