@@ -70,6 +70,7 @@ def _main(argv: list[str]) -> int:
         "retry": _retry,
         "plan": _plan,
         "audit": _audit,
+        "downstream": _downstream,
         "predict-decay": _predict_decay,
     }
     return run_subcommand(_PROGRAM, commands, argv)
@@ -192,6 +193,16 @@ def _retry(argv: list[str]) -> int:
     from llm_experiments.sweep import retry
 
     return retry_command(_PROGRAM, argv, retry)
+
+
+def _downstream(argv: list[str]) -> int:
+    from transformers.utils import logging
+
+    from llm_experiments.downstream.command import downstream_command
+
+    logging.set_verbosity_error()  # what is wrong with a checkpoint, `load` says in one line
+    logging.disable_progress_bar()
+    return downstream_command(_PROGRAM, argv)
 
 
 def _predict_decay(argv: list[str]) -> int:
