@@ -147,10 +147,10 @@ def alternatives_small() -> tuple[SweepConfig, ...]:
         study="alternatives-small",
         models=("openelm-tiny",),
         weight_decays=(0.0, 0.3, 1.0),
-        seeds=(0, 1),
-        training=TrainingConfig(steps=400, batch_size=16, learning_rate=3e-3, evaluate_every=100),
+        seeds=(0, 1, 2),
+        training=TrainingConfig(steps=320, batch_size=16, learning_rate=3e-3, evaluate_every=100),
         data=DataConfig(
-            corpus="imdb", vocab_size=2048, context=64, packing=True, num_sequences=800
+            corpus="imdb", vocab_size=2048, context=64, packing=True, num_sequences=320
         ),
         save_model=True,
     )
@@ -159,7 +159,7 @@ def alternatives_small() -> tuple[SweepConfig, ...]:
     return (
         grid,
         *(_with(plain, dropout=rate) for rate in (0.1, 0.3)),
-        *(_with(plain, label_smoothing=share) for share in (0.05, 0.2)),
+        *(_with(plain, label_smoothing=share) for share in (0.1, 0.3)),
         _with(grid, norm="layernorm"),
         _with(grid, optimizer="muon"),
         replace(

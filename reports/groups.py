@@ -31,8 +31,9 @@ def group_dataset(config: Mapping[str, Any], runs: Sequence[xr.Dataset]) -> xr.D
     bin_speed_carried_back (see `carry_back`), bin_windows_seen, each with _std over the classes.
     Per run: average_loss, token_balanced_loss, token_balanced_perplexity, token_balanced_accuracy,
     fairness_gap and its half width, critical_count, r_squared, neglected, predicted_neglected,
-    kappa (weight decay times the sum of the learning rates; NaN without decoupled decay of AdamW).
-    Losses in nats. Runs whose seed shuffled the counts have ranks for classes; see `by_rank`.
+    kappa (weight decay times the sum of the learning rates; NaN without decoupled decay of AdamW),
+    tasks and text_loss (see `reports.tasks`). Losses in nats. Runs whose seed shuffled the counts
+    have ranks for classes; see `by_rank`.
     """
     runs = sorted(runs, key=lambda run: run.attrs["cell"])
     decays, seeds = zip(*(run.attrs["cell"] for run in runs), strict=True)

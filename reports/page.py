@@ -18,6 +18,8 @@ import xarray as xr
 from markupsafe import Markup
 
 from reports import figures
+from reports.alternative_views import section
+from reports.alternatives import compared
 from reports.answer import answer, image_answer
 from reports.excess import predicted_decays, why_no_excess
 from reports.excess_tables import excess_views
@@ -41,6 +43,7 @@ from reports.table_views import (
     verdict_view,
 )
 from reports.tables import comparisons, unrepaired
+from reports.tasks import rises
 from reports.token_search import pack
 from reports.wording import is_of_text, worded
 from reports.workers import PARALLEL_FROM, parallel_map
@@ -59,6 +62,7 @@ FIGURES: tuple[Callable[..., ReportFigure], ...] = (
     figures.figure_5,
 )
 OF_TRAINING = (figures.figure_7b, figures.figure_5)
+OF_ALTERNATIVES = ("alternatives", "new-text")
 CORPUS_FIGURES = (figures.figure_8, figures.figure_3a)
 _Themes = tuple[tuple[Sequence[float], str], tuple[Sequence[float], str]]
 Drawing = tuple[Callable[..., ReportFigure], tuple[xr.Dataset, ...]]
@@ -91,6 +95,7 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
         tables.append(mechanisms)
     if images is not main and (uneven := _with_uneven_counts(images)):
         tables += [*excess_views(uneven, of_images=True), theory_view(uneven, of_images=True)]
+    views = figure_views(groups)
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return (
         _environment(groups)
@@ -99,7 +104,9 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
             studies=[display_text(study) for study in collection.studies],
             answer=answer(main),
             more=image_answer(tested),
-            figures=figure_views(groups),
+            alternatives=section(groups, collection.downstream),
+            alternative_figures=[view for view in views if view.key in OF_ALTERNATIVES],
+            figures=[view for view in views if view.key not in OF_ALTERNATIVES],
             tables=[*first_tables, *tables, *([verdict_view()] if groups else [])],
             search=pack(main) if groups else None,
             runs=run_table(groups, collection.manifests),
@@ -126,7 +133,7 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     """The figures that these groups have the data for, each with the groups it shows."""
     if not groups:
         return []
-    tested = _with_test_accuracy(groups)
+    tested, everything = _with_test_accuracy(groups), tuple(groups)
     groups, images = by_kind(groups)
     corpora = _distinct_corpora(groups)
     damaged = tuple(unrepaired(groups))
@@ -151,6 +158,10 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
     found += [(draw, corpora) for draw in CORPUS_FIGURES]
     if len({group.sizes["class"] for group in corpora}) > 1:
         found.append((figures.figure_3b, corpora))
+    if settings := compared(everything):
+        found.append((figures.alternatives, everything))
+        if any(rises(c.group, 0.0, c.decay) is not None for c in settings):
+            found.append((figures.new_text, everything))
     # First on a page of its own kind; else after the text's damage, theory and repair.
     beside_text = bool(images) and groups is not images
     of_images: list[Drawing] = [(figures.figure_9, tested)] if tested else []

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from reports.groups import (
 )
 from reports.last_layers import geometry_variables
 from reports.ranks import by_rank, shared_settings
+from reports.tasks import measured_folders, task_variables
 from reports.workers import PARALLEL_FROM, parallel_map
 from run_store import Run, read_study
 from run_store.leases import Watch
@@ -89,6 +90,8 @@ class Collection:
     manifests: Mapping[str, Mapping[str, Any]]
     unfinished: tuple[RunNote, ...]
     problems: tuple[RunNote, ...]
+    downstream: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of the runs that were measured on tasks, by run id."""
 
 
 def collect(folders: Sequence[Path]) -> Collection:
@@ -145,6 +148,7 @@ def collect(folders: Sequence[Path]) -> Collection:
             *_missing([manifest["config"] for *_, manifest in found.values()]),
         ),
         problems=tuple(problems),
+        downstream=measured_folders([(run.id, run.folder) for _, run, _ in finished]),
     )
 
 
@@ -166,6 +170,7 @@ def joined(*sides: Collection) -> Collection:
         manifests={run: manifest for side in sides for run, manifest in side.manifests.items()},
         unfinished=tuple(note for side in sides for note in side.unfinished),
         problems=tuple(note for side in sides for note in side.problems),
+        downstream={run: path for side in sides for run, path in side.downstream.items()},
     )
 
 
@@ -210,6 +215,7 @@ def reduce_run(run: Run | ShrunkenRun, manifest: Mapping[str, Any]) -> tuple[xr.
             **_scalars(manifest["config"], record),
             **_bin_variables(bins, values),
             **_few_classes(run, record),
+            **task_variables(run.folder, counts, loss, bins),
         },
         coords={
             "class_count": ("class", counts),

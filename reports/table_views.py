@@ -90,7 +90,7 @@ def falls_view(groups: Sequence[xr.Dataset]) -> TableView | None:
         falls = [_points(getattr(row, c), getattr(row, f"{c}_half_width")) for c in columns]
         return [f"{row.weight_decay:g}", *falls, f"{row.least:.1f} to {row.most:.1f}"]
 
-    return _view_of_runs(
+    return view_of_runs(
         tables.class_falls(*groups),
         cells,
         key="table-falls",
@@ -104,7 +104,7 @@ def falls_view(groups: Sequence[xr.Dataset]) -> TableView | None:
 
 def difficulty_view(groups: Sequence[xr.Dataset]) -> TableView | None:
     """`tables.difficulty` as text; None without shuffled runs."""
-    return _view_of_runs(
+    return view_of_runs(
         tables.difficulty(*groups),
         lambda row: [f"{row.weight_decay:g}", f"{row.by_rank:.2f}", f"{row.by_class:.2f}"],
         key="table-difficulty",
@@ -125,7 +125,7 @@ def geometry_view(groups: Sequence[xr.Dataset]) -> TableView | None:
             *(_number(getattr(row, m), getattr(row, f"{m}_std")) for m in MEASURES),
         ]
 
-    return _view_of_runs(
+    return view_of_runs(
         tables.geometry(*groups),
         cells,
         key="table-geometry",
@@ -141,14 +141,18 @@ def geometry_view(groups: Sequence[xr.Dataset]) -> TableView | None:
     )
 
 
-def _view_of_runs(
-    frame: pd.DataFrame, cells: Callable[[Any], list[str]], **view: Any
+def view_of_runs(
+    frame: pd.DataFrame,
+    cells: Callable[[Any], list[str]],
+    heading: Callable[[Any, pd.DataFrame], str] = lambda name, part: (
+        f"{name} (n = {part['n'].min()})"
+    ),
+    **view: Any,
 ) -> TableView | None:
     """A body for each group of runs, which its heading counts; None for an empty frame."""
     if not len(frame):
         return None
-    bodies = _bodies(frame, cells, heading=lambda name, part: f"{name} (n = {part['n'].min()})")
-    return TableView(bodies=bodies, **view)
+    return TableView(bodies=_bodies(frame, cells, heading=heading), **view)
 
 
 def _bodies(

@@ -6,6 +6,7 @@ intervals over seeds; a single seed has no band. All are drawn on the object-ori
 no pyplot, no global state.
 """
 
+from reports.figures.alternatives import alternatives, new_text
 from reports.figures.corpus import figure_2, figure_3a, figure_3b, figure_8
 from reports.figures.decay import figure_1, figure_4, repair
 from reports.figures.glance import glance
@@ -19,6 +20,8 @@ from reports.figures.theory import (
 from reports.figures.tokens import figure_5, figure_6a, figure_6b, figure_7a, figure_7b
 
 __all__ = [
+    "alternatives",
+    "new_text",
     "glance",
     "figure_1",
     "figure_2",
