@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -40,17 +44,6 @@ from run_store.circumstances import of_manifest
 from run_store.command_line import check_at_least, one_line, parse_options, printable
 
 Labelled = tuple[list[Review], np.ndarray]
-_SHOWN = (
-    ("sentiment", "all", "accuracy"),
-    ("sentiment", "rarest quarter", "accuracy"),
-    ("next token", "all", "mean reciprocal rank"),
-    ("next token", "all", "recall at 10"),
-    ("next token", "all", "loss (nats)"),
-    ("next token", "seen 1–2×", "loss (nats)"),
-    ("word", "all", "recall at 1"),
-    ("word", "seen 1–3×", "recall at 1"),
-)
-
 _COMPARED = ("accuracy", "mean reciprocal rank", "loss (nats)")
 
 
@@ -116,7 +109,7 @@ def of_checkpoint(options: DownstreamOptions) -> Downstream:
 
 
 def of_study(study: Path, options: DownstreamOptions) -> dict[str, Downstream]:
-    """Measure the runs of a study that have no results yet, and print all.
+    """Measure the runs of a study that have no results yet; print what weight decay changed.
 
     Raises ValueError for a study without a kept model, and as `labelled_texts` and `measure`.
     """
@@ -130,23 +123,33 @@ def of_study(study: Path, options: DownstreamOptions) -> dict[str, Downstream]:
     for run in runs:
         if run not in kept:
             print(f"left out: run {run.id} has kept no model (--save-model)", file=sys.stderr)
-    found: dict[str, Downstream] = {}
+    found = {run.id: read_downstream(run.folder) for run in kept}
+    missing = [run for run in kept if not _is_whole(found[run.id], options.reviews)]
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("models", total=len(kept))
-        for run in kept:
-            measured = read_downstream(run.folder)
-            if measured is None or len(measured.sentiment_correct) != (
-                options.reviews or len(measured.sentiment_correct)
-            ):
-                measured = of_run(run, options)
-                write_downstream(run.folder, measured)
+        task = progress.add_task("models", total=len(missing))
+        for run, measured in zip(missing, _of_runs(missing, options), strict=True):
+            write_downstream(run.folder, measured)
             found[run.id] = measured
             progress.advance(task)
-    console = Console(highlight=False, markup=False)
-    labels = {run.id: str(run.manifest.get("label", run.id)) for run in kept}
-    _print(console, {labels[run]: measured for run, measured in found.items()})
-    _print_differences(console, kept, found)
-    return found
+    whole = {run: measured for run, measured in found.items() if measured is not None}
+    _print_differences(Console(highlight=False, markup=False), kept, whole)
+    print(f"{study}: {len(kept)} models measured, {len(missing)} of them now")
+    return whole
+
+
+def _is_whole(measured: Downstream | None, reviews: int | None) -> bool:
+    return measured is not None and reviews in (None, len(measured.sentiment_correct))
+
+
+def _of_runs(runs: Sequence[Run], options: DownstreamOptions) -> Iterator[Downstream]:
+    """Each run's results in turn; on a CPU by a process on every core."""
+    workers = min(len(runs), os.cpu_count() or 1)
+    if workers < 2 or resolve_device(options.device).type != "cpu":
+        yield from (of_run(run, options) for run in runs)
+        return
+    here = {"mp_context": get_context("spawn"), "initializer": torch.set_num_threads}
+    with ProcessPoolExecutor(workers, **here, initargs=(1,)) as pool:
+        yield from pool.map(functools.partial(of_run, options=options), runs)
 
 
 def of_run(run: Run, options: DownstreamOptions) -> Downstream:
@@ -182,13 +185,13 @@ def _labelled(
     return labelled_texts(text, split, label_column=options.label_column, number=options.reviews)
 
 
-def _print(console: Console, found: dict[str, Downstream]) -> None:
-    table = Table("", *(f"{task}, {part}: {score}" for task, part, score in _SHOWN))
+def _print(console: Console, found: Mapping[str, Downstream]) -> None:
     for label, measured in found.items():
-        values = {(m.task, m.part, m.score): v for m, v in scores(measured).items()}
-        shown = [f"{values[key]:.3f}" if key in values else "" for key in _SHOWN]
-        table.add_row(printable(label), *shown)
-    console.print(table)
+        table = Table(printable(label), "")
+        for measure_, value in scores(measured).items():
+            if measure_.score in _COMPARED:
+                table.add_row(measure_.name, f"{value:.4f}")
+        console.print(table)
 
 
 def _print_differences(console: Console, runs: Sequence[Run], found: dict[str, Downstream]) -> None:
