@@ -22,7 +22,7 @@ COMMANDS = [
 
 def test_there_is_one_of_each() -> None:
     assert {command.split()[0] for command in COMMANDS} >= {
-        *("prepare", "train", "sweep", "status", "plan", "audit", "predict-decay")
+        *("prepare", "train", "sweep", "status", "plan", "audit", "predict-decay", "downstream")
     }
 
 
@@ -34,7 +34,7 @@ def test_a_command_of_the_readme(
     name, *options = shlex.split(command)
     if name in ("prepare", "audit"):
         parse_options({"prepare": Prepare, "audit": Audit}[name], options, prog=name)
-    elif name in ("status", "retry", "predict-decay"):
+    elif name in ("status", "retry", "predict-decay", "downstream"):
         assert main([name, *options]) == 2  # no such study here
     else:
         asked: list[object] = []
