@@ -53,9 +53,11 @@ mutants: $(VENV)/installed-test
 	$(BIN)/python -m theory_tests.mutants
 
 $(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "error: $(PYTHON) is not here; name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
 # torch and torchvision are asked for together and unpinned, so that the registry gives a matching
 # pair; everything else is held by constraints.txt.

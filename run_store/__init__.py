@@ -1,5 +1,6 @@
 """Crash-safe runs: one folder a run, written by one attempt at a time, read without torch."""
 
+from run_store import signals as signals  # isort: skip; Ctrl-C is one line while all else is imported
 from run_store.attempts import Attempt, Diverged, Stopped, attempt, publish
 from run_store.devices import resolve_device
 from run_store.leases import LeaseLost, RunInUse

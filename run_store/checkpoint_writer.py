@@ -20,7 +20,7 @@ from run_store.checkpoints import keep, remove
 # What a kill may cost: seconds of work, or a share of the run where that is more.
 MOST_LOST_SECONDS = float(os.environ.get("FREQUENCY_BINS_MOST_LOST", "60"))
 _MOST_LOST_SHARE = 0.02
-# Where they are cheap, checkpoints are written as often as this share of the time has room for.
+# What they may cost: this share of the time, while training stands still for a copy.
 _TIME_SHARE = 0.02
 _FIRST_GUESS_SECONDS = 0.2
 
@@ -30,8 +30,9 @@ class CheckpointWriter:
 
     A context that ends when the file that is being written is whole. What a kill loses is what
     came after the last whole one, so the time that writing takes is part of it: one is begun early
-    enough for a file that takes twice as long as the last. One is written at a time; where that
-    takes longer than a third of what may be lost, one follows the other.
+    enough for a file that takes twice as long as the last. Where writing, too, is a small share of
+    the time, they come more often. One is written at a time; where that takes longer than a third
+    of what may be lost, one follows the other.
 
     Args:
         copy: returns the state now, as `snapshot` copies it. (In a group of processes every one
@@ -46,6 +47,8 @@ class CheckpointWriter:
         self._begin = self._taken = time.monotonic()
         self.seconds = _FIRST_GUESS_SECONDS
         """that the last one took until it was whole"""
+        self.copy_seconds = 0.0
+        """for which the last one held up training"""
         self._discarded = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -80,9 +83,9 @@ class CheckpointWriter:
         if seconds_per_step * (self._steps - step) < seconds:
             return False  # the one after the last step comes as soon
         most_lost = max(MOST_LOST_SECONDS, _MOST_LOST_SHARE * seconds_per_step * self._steps)
-        return now - self._taken >= max(
-            seconds, min(seconds / _TIME_SHARE, most_lost - 2 * seconds)
-        )
+        wanted = min(seconds / _TIME_SHARE, MOST_LOST_SECONDS - 2 * seconds)
+        affordable = max(wanted, self.copy_seconds / _TIME_SHARE)
+        return now - self._taken >= max(seconds, min(affordable, most_lost - 2 * seconds))
 
     def take(self, step: int) -> None:
         """Copy the state after `step` and begin to write it, unless there is one of that step.
@@ -94,6 +97,7 @@ class CheckpointWriter:
             return
         self.step, self._taken = step, time.monotonic()
         state = self._copy()
+        self.copy_seconds = time.monotonic() - self._taken
         if self._attempt is not None:
             copied = None
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

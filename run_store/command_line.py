@@ -9,16 +9,21 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import errno
 import io
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import tyro
+
+from run_store.signals import Terminated, end_at_once
 
 USER_ERRORS = (ValueError, OSError)  # UnicodeDecodeError is a ValueError, a full disk an OSError
 
@@ -32,9 +37,13 @@ def run_command(
 
     `parse_and_run` gets the arguments (`argv`, or those of the process) and returns an exit code
     or None for 0. A ValueError or OSError becomes one line ``error: ...`` on stderr and code 2; an
-    interrupt one line and code 130; a closed pipe on stdout code 141. Any other exception is a bug
-    and keeps its traceback. `--help` leaves through SystemExit, as tyro has it.
+    interrupt one line and code 130; a closed pipe on stdout code 141; SIGTERM and SIGHUP, where
+    they are heard, 143 and 129. Any other exception is a bug and keeps its traceback. `--help`
+    leaves through SystemExit, as tyro has it.
     """
+    if signal.getsignal(signal.SIGINT) is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _open_streams()
     try:
         code = parse_and_run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -42,13 +51,51 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated as asked:
+        return asked.exit_code
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # as rich leaves
+            return _without_stdout(141)
+        raise
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, which would print a second complaint.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
+        return _without_stdout(141)
     except USER_ERRORS as error:
+        code = 2
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            try:
+                os.write(1, b"\n")
+            except OSError:
+                error.filename, code = "standard output", _without_stdout(2)
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return code
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # Path.resolve, before Python 3.13
+            raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _open_streams() -> None:
+    """Have stdout and stderr where they were closed, and able to show any text."""
+    codecs.register_error("shown", _shown)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="shown")
+
+
+def _shown(error: UnicodeError) -> tuple[bytes, int]:
+    """The bytes of a file's name that is not text, else a question mark."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return b"".join(os.fsencode(c) if "\udc80" <= c <= "\udcff" else b"?" for c in text), error.end
+
+
+def _without_stdout(code: int) -> int:
+    """Python flushes stdout once more at exit, which would print a second complaint."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

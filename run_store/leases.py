@@ -76,6 +76,11 @@ class Lease:
         """The run has come to `step`; the next beat says so."""
         self._state |= {"step": step, "rate": rate, "unit": unit}
 
+    @property
+    def has_advanced(self) -> bool:
+        """Whether a step was done."""
+        return has_advanced(self._state)
+
     def check(self) -> None:
         """Raise LeaseLost if a later attempt has begun."""
         if self._successor().exists():
@@ -246,6 +251,11 @@ class Watch:
         if now - since >= self._patience:
             return False
         return True if moved else None
+
+
+def has_advanced(state: Mapping[str, Any]) -> bool:
+    """Whether an attempt has come further than where it began, as its lease says."""
+    return state.get("step") != state.get("first_step")
 
 
 def ask_to_stop(folder: Path) -> None:

@@ -19,6 +19,7 @@ from rich.text import Text
 from run_store.command_line import one_line, printable
 from run_store.leases import Watch, holder, newest_attempt, read_lease
 from run_store.runs import Run, run_folders
+from run_store.signals import terminated_by_signal
 
 _POLL_SECONDS = 0.5
 _LONGEST_WAIT = 1e9
@@ -78,7 +79,8 @@ def show_status(folder: Path, *, follow: bool = False) -> int:
         console.print(summary(states))
     else:
         watch = Watch()
-        with Live(console=console, refresh_per_second=4) as live:
+        live = Live(console=console, refresh_per_second=4)
+        with terminated_by_signal(), live:  # which gives the cursor back
             while True:
                 states = study_states(folder, watch)
                 table = _table(states)

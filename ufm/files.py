@@ -24,8 +24,10 @@ def beside(path: Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # that of a failed write
+            error.filename = str(path)
         raise
 
 

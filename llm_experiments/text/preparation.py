@@ -39,6 +39,8 @@ from llm_experiments.text.tokenization import (
 )
 from run_store import write_atomically
 from run_store.input_files import open_regular, parse_json, read_file
+from run_store.runs import naming
+from run_store.signals import interruptible
 
 _FORMAT = 4
 _AT_A_TIME = 1000  # documents whose encodings, which hold more than ids, are kept at once
@@ -157,7 +159,7 @@ def _tokenize(config: DataConfig) -> tuple[Tokenizer, Ids, Ids]:
     # IMDB-xl keeps the tokenizer of IMDB (section 3): the tokens stay comparable.
     is_xl = config.corpus == "imdb-xl"
     own = load_corpus(replace(config, corpus="imdb")) if is_xl else documents
-    tokenizer = train_tokenizer(own, config.vocab_size)
+    tokenizer = interruptible(lambda: train_tokenizer(own, config.vocab_size))
     ids = [
         encoding.ids
         for start in range(0, len(documents), _AT_A_TIME)
@@ -228,6 +230,8 @@ def _store(
             (beside / name).write_bytes(content)
         if not folder.exists():  # else another process was faster, with the same content
             beside.rename(folder)
+    except OSError as error:
+        raise naming(error, folder) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -39,6 +39,7 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.encode_special_tokens = True  # "<pad>" in a document is text, as in training
     if tokenizer.get_vocab_size() < vocab_size:
         raise ValueError(
             f"vocab_size is {vocab_size}; the text supports at most {tokenizer.get_vocab_size()}"
@@ -67,11 +68,13 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     if any(vocab.get(token) != i for i, token in enumerate(SPECIAL_TOKENS)):
         raise ValueError(f"{path} has other special tokens than {', '.join(SPECIAL_TOKENS)}")
     try:
-        return Tokenizer.from_buffer(content)
+        tokenizer = Tokenizer.from_buffer(content)
     except BaseException as error:  # Rust's panics are no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise ValueError(f"{path} is not a tokenizer: {error}") from None
+    tokenizer.encode_special_tokens = True  # which its file does not tell
+    return tokenizer
 
 
 def _frame(document: dict[str, Any]) -> dict[str, Any]:

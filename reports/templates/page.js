@@ -34,6 +34,14 @@
   choice.parentElement.hidden = header.groups.length === 1;
 
   function fold(text) { return text.replace(/[ \u0120]/g, "\u2423").toLowerCase(); }
+  // As labels have them: what cannot be seen is written out.
+  function visible(text) {
+    return text.replace(/(?! )[\p{C}\p{Z}]/gu, (c) => {
+      const code = c.codePointAt(0), short = { 9: "\\t", 10: "\\n", 13: "\\r" }[code];
+      const [letter, digits] = code < 256 ? ["x", 2] : code < 65536 ? ["u", 4] : ["U", 8];
+      return short ?? `\\${letter}${code.toString(16).padStart(digits, "0")}`;
+    });
+  }
   function count(words, i) { return view.getUint32(words.counts + 4 * i, true); }
   function element(name, text) {
     const made = document.createElement(name);
@@ -42,7 +50,7 @@
   }
   function search(words, text) {
     if (!text) return words.order;
-    const wanted = fold(text), exact = [], starts = [], holds = [];
+    const wanted = fold(visible(text)), exact = [], starts = [], holds = [];
     for (const i of words.order) {
       const label = words.folded[i], bare = label.replace(/^\u2423/, "");
       if (label === wanted || bare === wanted) exact.push(i);

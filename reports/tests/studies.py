@@ -21,6 +21,10 @@ HOSTILE = (
     "電影",
     "Ġthe",
     " the",
+    "un\u202eseen",
+    "un\0seen",
+    "un\xa0seen",
+    "un\U000e0041seen",
 )
 
 

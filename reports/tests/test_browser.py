@@ -148,6 +148,10 @@ def test_the_search_finds_tokens_and_runs_none(
         assert tab.evaluate("document.images.length") == 0
         assert tab.title().startswith("Which tokens paid?")
         assert {row[0] for row in _look(tab, " the")[:2]} == {"␣the", "Ġthe"}
+        for unseen in ("\u202e", "\0", "\xa0", "\U000e0041"):
+            found = [row[0] for row in _look(tab, f"un{unseen}seen")]
+            escaped = unseen.encode("unicode_escape").decode("ascii")
+            assert found == [f"un{escaped}seen"]
         assert _look(tab, "no such token") == []
         assert tab.inner_text("#found") == "Nothing holds this text."
 

@@ -64,7 +64,7 @@ class LocalPool:
                 child.connection.close()
         for child in self._children.values():
             child.process.join(1 if self._closing else 5)
-            child.process.kill()
+            child.kill()
         for thread in self._threads:
             thread.join()
 
@@ -113,10 +113,18 @@ class _Child:
         self.process.start()
         theirs.close()
 
+    def kill(self) -> None:
+        """End it, if it has not ended, and what it has left: a compiler that was interrupted."""
+        assert self.process.ident is not None
+        with contextlib.suppress(ProcessLookupError):  # nothing is left, or it has no session yet
+            os.killpg(self.process.ident, signal.SIGKILL)
+        self.process.kill()
+
 
 def _serve_calls(connection: Connection, gpus: str | None) -> None:
     """The child: makes the calls that come, until it is told to end or its parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops us
+    os.setsid()  # Ctrl-C and the end of a terminal reach the parent, which stops us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
@@ -132,6 +140,7 @@ def _serve_calls(connection: Connection, gpus: str | None) -> None:
             answer = (None, error)
         with contextlib.suppress(OSError):
             connection.send(answer)
+    _leave()
 
 
 def _leave() -> NoReturn:
@@ -146,4 +155,4 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
-    os._exit(1)
+    os.killpg(os.getpid(), signal.SIGKILL)

@@ -12,6 +12,8 @@ RETRIES = 3
 # From being asked to stop to being killed: a step and a checkpoint have to fit in. Kubernetes and
 # Slurm give 30 s before they kill us.
 GRACE_SECONDS = 25.0
+# The same for a run that has come no step further yet; longer than its lease takes to say so.
+SHORT_GRACE_SECONDS = 3.0
 
 
 class WorkerDied(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,11 +38,12 @@ class SweepProgress:
             console=self._console,
         )
         self._shown: dict[Task, TaskID] = {}
+        self._went_on: set[Task] = set()
         self._total = self._done = self._steps_done = 0
 
     def say(self, line: str) -> None:
         """One line above the bars."""
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, soft_wrap=not self._console.is_terminal)
 
     def start(self, pending: list[Task], *, done: int) -> None:
         """Begin with the `pending` runs of a sweep, of which `done` more are done."""
@@ -62,8 +64,9 @@ class SweepProgress:
                 self._shown[task] = self._bars.add_task(
                     task.label, total=task.steps, completed=step, speed=""
                 )
-                if lease["first_step"]:
-                    self.say(f"{task.label} goes on from step {lease['first_step']}")
+            if lease["first_step"] and task not in self._went_on:
+                self._went_on.add(task)
+                self.say(f"{task.label} goes on from step {lease['first_step']}")
             speed = f"{rate:,.0f} {unit}" if rate else ""
             self._bars.update(self._shown[task], completed=step, speed=speed)
             together, steps = together + rate, steps + step
@@ -84,6 +87,9 @@ class SweepProgress:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self._total:
-            self.show({})
-        self._bars.stop()
+        with contextlib.suppress(OSError):  # a terminal that has gone
+            for shown in self._shown.values():
+                self._bars.remove_task(shown)
+            for task in self._bars.tasks[:1]:  # of a run that was stopped, the steps stay
+                self._bars.update(task.id, completed=max(task.completed, self._steps_done))
+            self._bars.stop()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -37,6 +39,9 @@ class RayPool:
             except ConnectionError as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"address {config.address!r}: no Ray cluster: {reason}") from None
+        if threading.current_thread() is threading.main_thread():
+            # Ray has put a handler of its own below Python's, which would abort this process.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         has_gpus = device == "cuda" or (device == "auto" and "GPU" in resources)
         self._call = ray.remote(

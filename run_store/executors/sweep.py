@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import signal
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,21 +13,19 @@ from typing import Any
 from run_store.executors.opening import open_pool
 from run_store.executors.pools import (
     GRACE_SECONDS,
+    SHORT_GRACE_SECONDS,
     ExecutorConfig,
     Pool,
     WorkerDied,
 )
 from run_store.executors.progress import SweepProgress
 from run_store.executors.tasks import Outcome, Task, do
-from run_store.leases import Watch, ask_to_stop, newest_attempt, read_lease
+from run_store.leases import Watch, ask_to_stop, has_advanced, newest_attempt, read_lease
 from run_store.runs import Run
+from run_store.signals import Terminated, terminated_by_signal
 
 EARLIER = "finished earlier"
 _POLL_SECONDS = 0.5
-
-
-class Terminated(BaseException):
-    """This process was sent SIGTERM."""
 
 
 def sweep(
@@ -46,7 +42,8 @@ def sweep(
     Raises:
         ValueError, OSError: what would be wrong for every run (a full disk), or the one thing that
             was wrong with all of them.
-        SystemExit: with code 143, after SIGTERM; the runs at work have written a checkpoint.
+        SystemExit: with code 143 after SIGTERM, 129 after SIGHUP; the runs at work have written a
+            checkpoint.
     """
     tasks = list({task.folder: task for task in tasks}.values())
     pending = [task for task in tasks if not Run(task.folder).is_done()]
@@ -56,15 +53,16 @@ def sweep(
         return dict(counts)
     ends: list[Outcome] = []
     try:
-        with _terminated_by_signal(), contextlib.closing(open_pool(len(pending))) as pool:
+        with terminated_by_signal(), contextlib.closing(open_pool(len(pending))) as pool:
             for task, outcome in _outcomes(pending, pool, progress):
                 ends.append(outcome)
                 progress.ended(task, outcome)
                 if outcome.stops_all:
                     raise ValueError(outcome.error)
-    except Terminated:
-        progress.say("stopped: the same command goes on from the checkpoints")
-        raise SystemExit(143) from None
+    except Terminated as asked:
+        with contextlib.suppress(OSError):  # a terminal that has gone
+            progress.say("stopped: the same command goes on from the checkpoints")
+        raise SystemExit(asked.exit_code) from None
     if ends[0].is_users and len({(end.status, end.error) for end in ends}) == 1:
         raise ValueError(ends[0].error)
     counts.update(end.status for end in ends)
@@ -123,14 +121,18 @@ class _Engine:
 
     def stop(self) -> None:
         """Have the runs at work write a checkpoint and stop, as far as the time of grace goes."""
-        at_work = []
+        at_work = {}
         for future, task in self._busy.items():
             newest = newest_attempt(task.folder / "attempts")
             if newest is not None and read_lease(newest).get("status") == "running":
                 ask_to_stop(newest)
-                at_work.append(future)
+                at_work[future] = newest
         self._pool.interrupt()
-        wait(at_work, GRACE_SECONDS)  # not for calls that a cluster has only queued
+        # Not for calls that a cluster has only queued, and not long where there is nothing to keep:
+        # a compiler may be at work on the first step.
+        wait(at_work, SHORT_GRACE_SECONDS)
+        worked = [future for future in at_work if has_advanced(read_lease(at_work[future]))]
+        wait(worked, GRACE_SECONDS - SHORT_GRACE_SECONDS)
 
     def _wait(self) -> set[Future[Any]]:
         if not self._busy:
@@ -163,21 +165,3 @@ def _result(future: Future[Any]) -> Outcome:
         return outcome
     except WorkerDied as error:
         return Outcome(status="lost", error=str(error))
-
-
-@contextlib.contextmanager
-def _terminated_by_signal() -> Iterator[None]:
-    """Have SIGTERM raise Terminated, once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

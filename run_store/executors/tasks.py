@@ -61,15 +61,16 @@ def do(task: Task, dead: int = 0) -> Outcome:
     """
     begin = time.perf_counter()
     try:
-        with _stop_on_signals(), attempt(Run(task.folder), dead=dead) as mine:
+        with _stop_on_signals() as begun, attempt(Run(task.folder), dead=dead) as mine:
             if mine.run.is_done():  # by another sweep, or a crash had cut short its publication
                 return Outcome(status="finished elsewhere")
             if mine.run.stored_manifest["status"] == "finished":
                 mine.withdraw()
             begin = time.perf_counter()
+            begun.append(mine)
             task.work(mine, task.argument)
             return Outcome(status="finished", seconds=time.perf_counter() - begin)
-    except Stopped:
+    except (Stopped, _StoppedAtOnce):
         return Outcome(status="waiting", seconds=time.perf_counter() - begin)
     except RunInUse as error:
         return Outcome(status="in use", error=error_line(error))
@@ -89,16 +90,34 @@ def do(task: Task, dead: int = 0) -> Outcome:
         )
 
 
+class _StoppedAtOnce(BaseException):
+    """The process was asked to end before the attempt came to its first step.
+
+    No Exception, as what is interrupted (imports, compilers) may catch those.
+    """
+
+
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """Have attempts stop, with a checkpoint, when this process is asked to end."""
+def _stop_on_signals() -> Iterator[list[Attempt]]:
+    """Have attempts stop, with a checkpoint, when this process is asked to end.
+
+    The one in the list that is yielded stops at once as long as it has come no step further.
+    """
     TERMINATED.clear()
+    begun: list[Attempt] = []
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
+        yield begun  # only the main thread may set handlers
         return
-    before = [signal.signal(number, lambda *_: TERMINATED.set()) for number in _STOP_SIGNALS]
+
+    def handle(*_: Any) -> None:
+        TERMINATED.set()
+        if begun and not begun.pop().lease.has_advanced:
+            raise _StoppedAtOnce
+
+    before = [signal.signal(number, handle) for number in _STOP_SIGNALS]
     try:
-        yield
+        yield begun
     finally:
+        begun.clear()
         for number, handler in zip(_STOP_SIGNALS, before, strict=True):
             signal.signal(number, handler)

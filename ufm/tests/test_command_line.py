@@ -8,6 +8,7 @@ import pytest
 from ufm import UFMProblem, closed_form
 from ufm.__main__ import main
 from ufm.counts_file import count_words, read_counts
+from ufm.files import write_csv
 from ufm.verification import Claim
 
 
@@ -241,3 +242,14 @@ def test_a_figure_that_cannot_be_written_leaves_nothing_half_written(tmp_path, m
     assert main(command) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_a_write_that_fails_names_the_file(tmp_path):
+    def rows():
+        yield ("a", 1)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space") as caught:
+        write_csv(tmp_path / "table.csv", ("label", "count"), rows())
+    assert caught.value.filename == str(tmp_path / "table.csv")
+    assert not list(tmp_path.iterdir())

@@ -9,8 +9,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ from tokenizers import Tokenizer
 from llm_experiments.__main__ import main
 from llm_experiments.configs import DataConfig
 from llm_experiments.tests.conftest import SHARED, VOCAB_SIZE, needs_shared
+from llm_experiments.text import preparation
 from llm_experiments.text.corpora import CorpusConfig, load_corpus
 from llm_experiments.text.distribution import counts_at, rare_shares
 from llm_experiments.text.preparation import PreparedCorpus, load_prepared, prepare
@@ -79,6 +82,32 @@ def test_the_tokenizer_lower_cases_and_round_trips() -> None:
     text = "héllo 🙂 wörld\n\tnew"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     assert tokenizer.encode("HELLO").ids == tokenizer.encode("hello").ids
+
+
+def test_special_tokens_that_a_document_spells_out_are_text(
+    tmp_path: Path, data: DataConfig
+) -> None:
+    (tmp_path / "text.txt").write_text("<s> one <pad> two <mask> three </s> <unk>\n\n" * 40)
+    trained = train_tokenizer([(tmp_path / "text.txt").read_text()], 270)
+    read = prepare(replace(data, data_dir=tmp_path, vocab_size=270, num_sequences=None)).tokenizer()
+    for tokenizer in (trained, read):
+        ids = tokenizer.encode("a <pad> b").ids
+        assert min(ids) >= len(SPECIAL_TOKENS)
+        assert tokenizer.decode(ids) == "a <pad> b"
+
+
+def test_an_interrupt_is_heard_while_the_tokenizer_is_trained(
+    tmp_path: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def watched(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return train_tokenizer(*arguments)
+
+    monkeypatch.setattr(preparation, "train_tokenizer", watched)
+    prepare(replace(data, cache_dir=tmp_path))
+    assert threads[0] is not threading.main_thread()
 
 
 def test_a_prepared_corpus_is_found_again_without_its_text(

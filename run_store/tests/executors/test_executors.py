@@ -24,6 +24,7 @@ from run_store.tests.executors.test_faults import environment
 
 def end_by_signal(mine: Attempt, number: signal.Signals) -> None:
     """A run whose batch system ends it: it stops at the next step."""
+    mine.advance(1)
     assert not mine.should_stop()
     os.kill(os.getpid(), number)
     if mine.should_stop():

@@ -77,15 +77,16 @@ def wait_for_work(process: subprocess.Popen[str], study: Path) -> None:
         pytest.fail(f"the sweep ended too early: {process.communicate()}")
 
 
-def test_sigterm_leaves_checkpoints_and_the_sweep_goes_on(
-    tmp_path: Path, undisturbed: dict[str, bytes]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_checkpoints_and_the_sweep_goes_on(
+    number: signal.Signals, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
     study = tmp_path / "s"
     process = started(study)
     wait_for_work(process, study)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate()
-    assert process.returncode == 143
+    assert process.returncode == 128 + number
     assert "stopped: the same command goes on from the checkpoints" in errors
     states = settled_states(study)
     assert {state.status for state in states} <= {"waiting", "finished"}
