@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -15,7 +16,9 @@ class Clock:
         self._start, self._pauses = time.perf_counter(), 0.0
 
     def per_second(self, step: int) -> float:
-        """Samples (tokens, images) of the steps since the start, over the time that they took."""
+        """Samples (tokens, images) of the steps since the start over their time; NaN without."""
+        if step == self._first_step:
+            return math.nan
         seconds = time.perf_counter() - self._start - self._pauses
         return (step - self._first_step) * self._samples_per_step / max(seconds, 1e-9)
 

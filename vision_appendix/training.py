@@ -108,7 +108,7 @@ def train(
         with arithmetic(config, data.images.device):
             layer = last_layer(model, data, look)
         write_atomically(attempt.folder / LAST_LAYER, safetensors.torch.save(layer))
-        speed = {"images_per_second": clock.per_second(step)}
+        speed = {"images_per_second": clock.per_second(step)} if step > first else {}
         record = class_record(
             class_counts=data.class_counts.numpy(), labels=data.class_names, **windows.arrays(final)
         )

@@ -181,7 +181,8 @@ def train(
                 **windows.arrays(final),
             )
             files = ("model",) if keep_model else ()
-            attempt.publish(record, files=files, tokens_per_second=clock.per_second(step))
+            speed = {"tokens_per_second": clock.per_second(step)} if step > first else {}
+            attempt.publish(record, files=files, **speed)
             writer.discard()
     return model
 
