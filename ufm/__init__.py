@@ -1,6 +1,11 @@
 """The unconstrained ReLU-features model under weight decay: solved in closed form and certified."""
 
-from run_store import signals as signals  # Ctrl-C is one line while all else is imported
+import importlib
+import sys
+
+if sys.argv[0] == "-m":  # of the command line alone: Ctrl-C is one line while all else is imported
+    importlib.import_module("run_store.signals")
+
 from ufm.certificate import Certificate, certify
 from ufm.closed_form import ClosedForm, closed_form
 from ufm.geometry import Geometry, neural_collapse
