@@ -26,8 +26,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     if mask is None and grouped_pays(q, k):
         return grouped_attention(q, k, v)
     groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    # torch shares keys among queries in a GPU's kernels for half precision without a mask alone; on
+    # a CPU it then adds up the gradients of a group in half precision.
+    shared = q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and mask is None
+    if not shared:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=shared
+    )
 
 
 def grouped_pays(q: Tensor, k: Tensor) -> bool:

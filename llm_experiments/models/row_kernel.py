@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK, _WARPS = 4096, 8
+_BLOCK, _WARPS = 2048, 4
 
 
 @triton.jit

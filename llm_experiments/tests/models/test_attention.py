@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from llm_experiments.models import attention
 from llm_experiments.models.presets import build_model, features
+from run_store.tests.fake_gpu import GPU, fake_gpu
 
 
 def inputs(heads: int, kv_heads: int, length: int, width: int, **options: object) -> list[Tensor]:
@@ -57,6 +59,30 @@ def test_in_single_precision_it_errs_no_more_than_torch() -> None:
     repeated = (x.repeat_interleave(4, dim=1) for x in single[1:])
     torchs = F.scaled_dot_product_attention(single[0], *repeated, is_causal=True)
     assert error <= (torchs - expected).abs().max() + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "masked", "shared"),
+    [(torch.bfloat16, False, True), (torch.bfloat16, True, False), (torch.float32, False, False)],
+)
+def test_a_gpu_repeats_no_keys_where_its_kernels_do_without(
+    dtype: torch.dtype, masked: bool, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, options = F.scaled_dot_product_attention, []
+
+    def recorded(*arguments: Tensor, **given: Any) -> Tensor:
+        options.append(given["enable_gqa"])
+        return stock(*arguments, **given)
+
+    exact = inputs(6, 2, 16, 8)
+    mask = torch.ones(16, 16, dtype=torch.bool).tril() if masked else None
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    with fake_gpu(), torch.no_grad():
+        q, k, v = (x.to(dtype).to(GPU) for x in exact)
+        mixed = attention.attention(q, k, v, mask if mask is None else mask.to(GPU)).cpu()
+    assert options == [shared]
+    rounding = 4 * torch.finfo(dtype).eps  # of the inputs, the weights and the result
+    torch.testing.assert_close(mixed.double(), by_a_loop(*exact), atol=rounding, rtol=rounding)
 
 
 @pytest.mark.parametrize(
