@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -90,8 +91,7 @@ def train(
         load_weights(model, checkpoint, corpus)
     add_dropout(model, config.dropout)
     if config.compile:
-        for module in model.base_model.layers if group.shards else [model.base_model]:
-            module.compile()
+        compile_body(model, by_layer=group.shards)
     head = LanguageModelLoss(model, half, config.label_smoothing)
     step_loss = group.wrap(head, model.base_model.layers, device)
     optimizer = build_optimizer(model, config, corpus.class_counts)
@@ -169,7 +169,10 @@ def train(
             step += 1
             report(Progress(step=step, tokens_per_second=clock.per_second(step)))
 
-        final = evaluate_on(tokens if config.evaluate != "stream" else tokens[:0])
+        # Compiled are the passes that are made again and again: a graph of theirs takes 17 s.
+        again = sequences_of or not config.compile
+        with nullcontext() if again else torch.compiler.set_stance("force_eager"):
+            final = evaluate_on(tokens if config.evaluate != "stream" else tokens[:0])
         weights = group.copied(model.state_dict()) if keep_model else {}
         if group.leads:
             if keep_model:
@@ -281,6 +284,17 @@ def evaluate(
         look()
     step_loss.train()
     return group.total(metrics)
+
+
+def compile_body(model: PreTrainedModel, *, by_layer: bool) -> None:
+    """Compile all but the loss head, at the first forward pass: as a whole, or layer by layer."""
+    layers = model.base_model.layers
+    # OpenELM's layers differ: each has a graph, in training and in evaluation one of its own. Of
+    # the same code torch compiles 8 by default, and runs the others as they are.
+    limit = max(torch._dynamo.config.recompile_limit, 4 * len(layers))
+    torch._dynamo.config.recompile_limit = limit
+    for module in layers if by_layer else [model.base_model]:
+        module.compile()
 
 
 def synchronise(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -11,13 +12,21 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from llm_experiments.configs import DataConfig, RunConfig
-from llm_experiments.models.presets import build_model
+from llm_experiments.models.openelm import OpenELMConfig, OpenELMForCausalLM
+from llm_experiments.models.presets import build_model, features
 from llm_experiments.text.preparation import PreparedCorpus, prepare
 from llm_experiments.text.tokenization import PAD_ID
-from llm_experiments.training.loop import Progress, batch_rows, token_losses, train
+from llm_experiments.training.loop import (
+    Progress,
+    batch_rows,
+    compile_body,
+    token_losses,
+    train,
+)
 from llm_experiments.training.optimization import build_optimizer, loss_weights
 from run_store import Attempt, Diverged, Run, Stopped, attempt
 
@@ -226,9 +235,7 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(
     model: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Traced and differentiated as ever, but the graph is run as it is: no C++ compiler, no minutes.
-    traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")
-    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    traced(monkeypatch)
     records = []
     for compiled in (False, True):
         config = replace(CONFIG, model=model, compile=compiled)
@@ -238,6 +245,58 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(
         records.append(run.classes())
     for name in ("loss", "final_loss"):
         np.testing.assert_allclose(records[1][name], records[0][name], rtol=1e-3, atol=1e-5)
+
+
+def traced(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Compile without a C++ compiler and its minutes: the graph is traced, and run as it is.
+
+    Returns what torch counts of it from here on.
+    """
+    compiler = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compiler)
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    return counters["stats"]
+
+
+@pytest.mark.parametrize(("by_layer", "graphs"), [(True, 12), (False, 1)])
+def test_every_layer_is_compiled(
+    by_layer: bool, graphs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if no two are alike, which are more than torch compiles by default."""
+    stats = traced(monkeypatch)
+    widths = [float(layer) for layer in range(1, 13)]
+    sizes: dict[str, Any] = {"model_dim": 8, "head_dim": 2, "num_gqa_groups": 1}
+    config = OpenELMConfig(
+        vocab_size=16,
+        num_transformer_layers=12,
+        ffn_multipliers=widths,
+        ffn_dim_divisor=8,
+        **sizes,
+    )
+    model = OpenELMForCausalLM(config)
+    with torch._dynamo.config.patch(recompile_limit=8), torch.no_grad():
+        compile_body(model, by_layer=by_layer)
+        features(model, torch.zeros(1, 4, dtype=torch.long))
+    assert stats["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize(("evaluation", "graphs"), [("stream", 1), ("final", 1), ("full", 2)])
+def test_a_pass_that_is_made_once_is_not_compiled(
+    tmp_path: Path,
+    data: DataConfig,
+    corpus: PreparedCorpus,
+    evaluation: Any,
+    graphs: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pass of one length of batches; the rest of a batch would be a further graph."""
+    stats = traced(monkeypatch)
+    config = replace(CONFIG, steps=4, batch_size=len(corpus.tokens), compile=True)
+    run = run_of(tmp_path, replace(config, evaluate=evaluation), data, corpus)
+    with attempt(run) as mine:
+        train(replace(config, evaluate=evaluation), corpus, mine, device=CPU)
+    assert stats["unique_graphs"] == graphs
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
