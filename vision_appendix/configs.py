@@ -59,6 +59,8 @@ class TrainingConfig:
     """epochs between two records of the per-class metrics"""
     precision: Precision = "float32"
     """arithmetic of the convolutions"""
+    compile: bool = False
+    """compile a step's network with torch.compile; on a GPU as CUDA graphs, too"""
     threads: int = 1
     """CPU threads of a run (sums on a CPU depend on it in their last bits)"""
 
@@ -117,6 +119,8 @@ class RunConfig(TrainingConfig):
     ) -> dict[str, Any]:
         """What the run's id is the hash of: everything that changes its result, no path."""
         described = asdict(self) | {"class_counts": list(class_counts), "model": "resnet9"}
+        if not self.compile:
+            del described["compile"]  # which came later: runs without it keep their ids
         return described | {"dataset": data.dataset, "data_hash": data_hash}
 
 

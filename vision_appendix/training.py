@@ -160,7 +160,8 @@ def evaluate(
         images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
     ):
         with arithmetic(config, images.device):
-            logits = model(normalise(data, part))
+            # Not compiled: that gained 1 ms of 29 on 10,000 images and took 4 s.
+            logits = model.forward(normalise(data, part))
         losses = cross_entropy(logits.float(), targets, reduction="none")
         metrics.update(losses, targets, logits.argmax(dim=1) == targets)
         look()
@@ -169,7 +170,10 @@ def evaluate(
 
 
 def build(config: RunConfig, data: LabelledImages) -> tuple[ResNet9, torch.optim.Optimizer]:
-    """The network, a function of the seed, and SGD with two groups: decayed and not."""
+    """The network, a function of the seed, and SGD with two groups: decayed and not.
+
+    Where the config asks for it, calling the network compiles it; its `forward` is as it was.
+    """
     model = ResNet9(
         width=config.width,
         in_channels=data.images.shape[-1],
@@ -177,6 +181,8 @@ def build(config: RunConfig, data: LabelledImages) -> tuple[ResNet9, torch.optim
         seed=config.seed,
     )
     model = model.to(data.images.device, memory_format=torch.channels_last)
+    if config.compile:
+        model.compile(mode="reduce-overhead")
     head = model.classifier.weight
     decays: dict[str, Callable[[nn.Parameter], bool]] = {
         "all": lambda parameter: True,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
 
 from frequency_bins import ClassMetrics
@@ -284,6 +285,37 @@ def test_bfloat16_trains_too(digits: LabelledImages) -> None:
     images, targets = training_batch(config, digits, 0, 0)
     loss = cross_entropy(exact(images), targets).item()
     assert metrics.loss_sum.sum().item() / 16 == pytest.approx(loss, rel=0.02)
+
+
+def test_a_compiled_run_has_the_losses_of_an_eager_one(
+    digits: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated as ever, but without a C++ compiler; a step's network alone."""
+    stock = torch.nn.Module.compile
+    modes: list[str] = []
+
+    def traced(module: torch.nn.Module, *, mode: str) -> None:
+        modes.append(mode)
+        stock(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    runs = {c: new_run(tmp_path / str(c), RunConfig(**TINY, compile=c)) for c in (False, True)}
+    for compiled, run in runs.items():
+        train(RunConfig(**TINY, compile=compiled), digits, run)
+    assert modes == ["reduce-overhead"]
+    assert counters["stats"]["unique_graphs"] == 1
+    records = [run.classes() for run in runs.values()]
+    for name in ("loss", "test_loss", "final_loss"):
+        np.testing.assert_allclose(records[1][name], records[0][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_that_is_not_compiled_keeps_its_id() -> None:
+    """That of before there was a choice."""
+    resolved = [RunConfig(compile=c).resolved(DataConfig(), (1,), "hash") for c in (False, True)]
+    assert "compile" not in resolved[0]
+    assert resolved[1] == resolved[0] | {"compile": True}
 
 
 def test_last_layer_of_a_class_without_spread(digits: LabelledImages) -> None:
