@@ -6,8 +6,8 @@
 Needs the project's dependencies (h5py, h5netcdf and tyro are those that machines set up for torch
 alone tend to lack) and no network. Every part runs in a process of its own with a time limit;
 one that fails, runs out of memory or of time is recorded as such, with what it had measured, and
-the others go on. FOLDER/results.json holds each figure as soon as it is known. Exit code 0: every
-check held and every part ended.
+the others go on. FOLDER/results.json holds each figure as soon as it is known; parts of an earlier
+call stay in it until they are asked for again. Exit code 0: every check held and every part ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -46,7 +46,7 @@ PARTS = {
     "peer": ("language", 60),
     "large": ("language", 90),
     "ufm_batch": ("theory", 60),
-    "vision": ("images", 150),
+    "vision": ("images", 240),
     "compiled_fp16": ("language", 120),
     "ufm_vocabulary": ("theory", 400),
 }
@@ -71,12 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
     deadline = time.monotonic() + 60 * options.minutes
-    results = circumstances(settings) | {"parts": {}}
+    results = circumstances(settings)
     if results["gpu"] is None and not options.dry_run:
         raise ValueError("this machine has no usable GPU; expected one, or --dry-run")
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "results.json"
-    write(path, results)
+    write(path, results | {"parts": kept(path, results, options.parts)})
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     for name in options.parts:
         module, seconds = PARTS[name]
@@ -95,6 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = results["parts"].values()
     held = all(check["held"] for part in parts for check in part["checks"].values())
     return 0 if held and all(part["status"] == "ok" for part in parts) else 1
+
+
+def kept(path: Path, now: Mapping[str, Any], asked: Sequence[str]) -> dict[str, Any]:
+    """The parts of an earlier call that are not asked for again.
+
+    Raises ValueError where they were measured on something else: a table tells of one machine.
+    """
+    before = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+    for name in ("gpu", "torch", "cuda", "transformers", "numpy", "python", "cores"):
+        if (found := before.get(name, now[name])) != now[name]:
+            raise ValueError(f"{path}: {name} was {found}; expected {now[name]}, or a new folder")
+    return {name: part for name, part in before["parts"].items() if name not in asked}
 
 
 def circumstances(settings: Settings) -> dict[str, Any]:

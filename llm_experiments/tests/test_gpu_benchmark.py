@@ -13,6 +13,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,8 +83,9 @@ def test_the_targets_of_vision(
     """Each is checked as soon as its figure is known, those of the recipe before the plain loop."""
 
     @contextlib.contextmanager
-    def run(config: object) -> Iterator[object]:
-        yield SimpleNamespace(run=SimpleNamespace(scalars=lambda: [{"test_accuracy": accuracy}]))
+    def run(config: dict[str, Any]) -> Iterator[object]:
+        shifted = accuracy + (config["seed"] - 2) / 1000 * config["compile"]  # of 5 seeds
+        yield SimpleNamespace(run=SimpleNamespace(scalars=lambda: [{"test_accuracy": shifted}]))
 
     def images_per_second(loop: str, *_: object) -> float:
         known.append(sorted(written(results)["checks"]))
@@ -98,9 +100,14 @@ def test_the_targets_of_vision(
         monkeypatch.setattr(images, name, fake)
     settings = replace(DRY, device=torch.device("cuda"), cifar10="folder")
     images.vision(settings, Record(results, "vision"))
-    errors = ["bfloat16: test error", "float32: test error"]
-    assert known == 2 * [[*errors, "seconds of a full run at the faster precision"]]
-    assert [check["held"] for check in written(results)["checks"].values()] == 4 * [held]
+    errors = [f"{how}: test error" for how in ("bfloat16, compiled", "bfloat16", "float32")]
+    assert known == 2 * [[*errors, "seconds of a full run in the fastest way"]]
+    assert [check["held"] for check in written(results)["checks"].values()] == 5 * [held]
+    figures = written(results)["figures"]
+    name = "bfloat16, compiled: test accuracy"
+    assert figures[f"{name}, mean of seeds"] == pytest.approx(accuracy)
+    assert figures[f"{name}, std"] == pytest.approx(0.001 * 2.5**0.5)
+    assert figures["bfloat16, compiled, seed 4: test accuracy"] == pytest.approx(accuracy + 0.002)
 
 
 def test_no_worker_of_the_plain_loop_is_sent_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,10 +212,35 @@ def test_parts_run_apart(
     monkeypatch.setattr(gpu, "PRELOAD", ["torch"])
     parts = ("--parts", "vision", "ufm_batch")
     code = gpu.main([str(tmp_path), "--dry-run", "--cifar10", str(tmp_path / "no"), *parts])
-    results = json.loads((tmp_path / "results.json").read_text())["parts"]
+    path = tmp_path / "results.json"
+    results = json.loads(path.read_text())["parts"]
     assert code == 1
     assert results["vision"]["status"] == "failed"
     assert "holds no CIFAR-10" in results["vision"]["error"]
     assert results["ufm_batch"]["status"] == "ok"
     assert all(check["held"] for check in results["ufm_batch"]["checks"].values())
     assert "holds no CIFAR-10" in capsys.readouterr().out
+
+
+def test_a_second_call_keeps_the_parts_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attempt(
+        call: int, module: str, name: str, settings: Settings, limit: float, path: Path
+    ) -> Any:
+        record = Record(path, name)
+        record.figure("call", call)
+        record.end(status="ok", seconds=1.0)
+        return record.part
+
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # as main sets it, and back again
+    for call, parts in ((1, ("eager", "rates")), (2, ("rates", "vision"))):
+        monkeypatch.setattr(gpu, "attempt", partial(attempt, call))
+        assert gpu.main([str(tmp_path), "--dry-run", "--parts", *parts]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    calls = {name: part["figures"]["call"] for name, part in results["parts"].items()}
+    assert calls == {"eager": 1, "rates": 2, "vision": 2}
+    write(tmp_path / "results.json", results | {"torch": "1.0"})
+    with pytest.raises(ValueError, match=r"results.json: torch was 1.0; expected"):
+        gpu.main([str(tmp_path), "--dry-run", "--parts", "rates"])
+    assert json.loads((tmp_path / "results.json").read_text())["torch"] == "1.0"
