@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -34,6 +35,10 @@ class TokenLosses:
     loss: Float[Tensor, " N"]
     """Cross-entropy in nats, float32."""
     correct: Bool[Tensor, " N"]
+    predicted: Int64[Tensor, " V"]
+    """How often each token is the prediction, right or wrong."""
+    starts: Int64[Tensor, " D_and_1"]
+    """Document d holds the next tokens starts[d] to starts[d + 1]."""
 
     @cached_property
     def metrics(self) -> ClassMetrics:
@@ -44,18 +49,27 @@ class TokenLosses:
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], context: int
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], context: int | None
 ) -> list[Tensor]:
     """Ids of each document cut at the context, with the special tokens that the tokenizer adds.
 
-    Documents of a single token are left out.
+    Documents of a single token are left out. None: whole documents.
     """
+    cut = {} if context is None else {"truncation": True, "max_length": context}
     sequences = []
     for start in range(0, len(documents), _DOCUMENTS_AT_A_TIME):
         part = list(documents[start : start + _DOCUMENTS_AT_A_TIME])
-        encoded = tokenizer(part, truncation=True, max_length=context)["input_ids"]
+        encoded = tokenizer(part, **cut)["input_ids"]
         sequences += [torch.tensor(ids) for ids in encoded if len(ids) > 1]
     return sequences
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts before every text; none for many."""
+    ids = tokenizer("a")["input_ids"]
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    added = next((n for n in range(len(ids)) if ids[n : n + len(bare)] == bare), 0)
+    return list(ids[:added])
 
 
 def next_token_counts(sequences: Sequence[Tensor], num_classes: int) -> Tensor:
@@ -65,27 +79,48 @@ def next_token_counts(sequences: Sequence[Tensor], num_classes: int) -> Tensor:
     return class_counts(targets, num_classes)
 
 
+class _Window(NamedTuple):
+    """A part of a sequence with what stands before it; tokens from `first` on count."""
+
+    ids: Tensor
+    first: int
+    place: int
+    """Of the first loss among all."""
+
+
 @torch.no_grad()
 def measure(
     model: PreTrainedModel,
     sequences: Sequence[Tensor],
     *,
+    context: int | None = None,
+    stride: int | None = None,
+    prefix: Sequence[int] = (),
+    batch_size: int | None = None,
     max_logits: int | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> TokenLosses:
-    """Loss (nats) and hit of every next token of the sequences.
+    """Loss (nats), hit and prediction of every next token of the sequences.
 
-    A batch holds as many sequences of about one length as give ``max_logits`` logits (default: what
-    suits the device), and at least one. ``report`` is told after each batch how many sequences are
-    done.
+    With a stride, a sequence longer than the context is read in windows of so many tokens, each
+    ``stride`` further than the one before. Every token counts once, in the first window that
+    reaches it, with at least ``context - stride`` tokens before it. Windows after the first begin
+    with ``prefix``, as the sequence itself does (see `beginning`).
+
+    A batch holds ``batch_size`` windows of about one length or, by default, as many as give
+    ``max_logits`` logits (what suits the device), and at least one; where the device has no memory
+    for them, half as many. ``report`` is told after each batch how many windows are done.
 
     Raises:
-        ValueError: a sequence longer than the model's positions, or none; an id that the model has
-            no embedding for; a loss that is not finite.
+        ValueError: a sequence longer than the model's positions, or none; a context or stride that
+            leaves no token to predict from; an id that the model has no embedding for; a loss that
+            is not finite.
     """
     num_classes = model.get_input_embeddings().num_embeddings
-    longest = max(map(len, sequences), default=0)
-    positions = getattr(model.config, "max_position_embeddings", longest)
+    starts = torch.tensor([0, *(len(sequence) - 1 for sequence in sequences)]).cumsum(0)
+    windows = _windows(sequences, starts.tolist(), context, stride, prefix)
+    longest = max((len(window.ids) for window in windows), default=0)
+    positions = getattr(model.config, "max_position_embeddings", None) or longest
     if not 1 < longest <= positions:
         raise ValueError(
             f"the longest sequence has {longest} tokens; expected at least 2 and, for the "
@@ -93,32 +128,90 @@ def measure(
         )
     _check_ids(torch.cat(list(sequences)), num_classes)
     target = torch.cat([sequence[1:] for sequence in sequences])
-    starts = torch.tensor([0, *(len(sequence) - 1 for sequence in sequences)]).cumsum(0).tolist()
     losses = TokenLosses(
         num_classes=num_classes,
         target=target,
         loss=torch.empty(len(target)),
         correct=torch.empty(len(target), dtype=torch.bool),
+        predicted=torch.zeros(num_classes, dtype=torch.int64),
+        starts=starts,
     )
-    done = 0
     most = max_logits or _MOST_LOGITS.get(model.device.type, 2**24)
-    for places in _batches(sequences, most // num_classes):
-        rows = [sequences[place] for place in places]
-        ids = pad_sequence(rows, batch_first=True, padding_value=0)
-        labels = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
-        mask = (labels != IGNORE_INDEX).long()
-        logits = model(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-        ).logits
-        seen = next_token_predictions(logits, labels, half=model.dtype.itemsize < 4)
-        loss, correct = (part.cpu().view(len(rows), -1) for part in (seen.loss, seen.correct))
-        for place, row, row_loss, row_correct in zip(places, rows, loss, correct, strict=True):
-            part = slice(starts[place], starts[place + 1])
-            losses.loss[part] = row_loss[: len(row) - 1]
-            losses.correct[part] = row_correct[: len(row) - 1]
-            _check_finite(losses.loss[part], row[1:])
-        report(done := done + len(rows))
+    done = 0
+    for batch in _batches(windows, most // num_classes, batch_size):
+        _measure_batch(model, batch, losses)
+        report(done := done + len(batch))
     return losses
+
+
+def _measure_batch(model: PreTrainedModel, windows: Sequence[_Window], losses: TokenLosses) -> None:
+    """Write what a batch gives where it belongs; in halves, if the device has no room for it."""
+    try:
+        found = _predict(model, windows)
+    except torch.OutOfMemoryError:
+        if len(windows) == 1:
+            raise
+        for half in (windows[: len(windows) // 2], windows[len(windows) // 2 :]):
+            _measure_batch(model, half, losses)
+        return
+    for window, loss, correct, predicted in zip(windows, *found, strict=True):
+        part = slice(window.place, window.place + len(loss))
+        losses.loss[part], losses.correct[part] = loss, correct
+        losses.predicted.index_add_(0, predicted, torch.ones_like(predicted))
+        _check_finite(loss, losses.target[part])
+
+
+def _predict(
+    model: PreTrainedModel, windows: Sequence[_Window]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Of each window: the losses that count, the hits and the predictions, on the CPU."""
+    rows = [window.ids for window in windows]
+    ids = pad_sequence(rows, batch_first=True, padding_value=0)
+    labels = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
+    mask = (labels != IGNORE_INDEX).long()
+    before = min(window.first for window in windows) - 1  # logits of which none counts
+    more = {}
+    if before and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        more["logits_to_keep"] = ids.shape[1] - before
+    logits = model(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        use_cache=False,
+        **more,
+    ).logits
+    logits, labels = logits[:, -(ids.shape[1] - before) :], labels[:, before:]
+    seen = next_token_predictions(logits, labels, half=model.dtype.itemsize < 4)
+    largest = logits[:, :-1].argmax(dim=-1)
+    columns = (seen.loss, seen.correct, largest)
+    tables = [column.cpu().view(len(rows), -1) for column in columns]
+    parts = [slice(w.first - 1 - before, len(w.ids) - 1 - before) for w in windows]
+    loss, correct, predicted = (
+        [row[part] for row, part in zip(table, parts, strict=True)] for table in tables
+    )
+    return loss, correct, predicted
+
+
+def _windows(
+    sequences: Sequence[Tensor],
+    starts: Sequence[int],
+    context: int | None,
+    stride: int | None,
+    prefix: Sequence[int],
+) -> list[_Window]:
+    if stride is None:
+        return [_Window(ids, 1, place) for ids, place in zip(sequences, starts, strict=False)]
+    most = 0 if context is None else context - max(1, len(prefix))
+    if context is None or not 1 <= stride <= most:
+        raise ValueError(f"stride is {stride}; expected 1 to {most} of the context of {context}")
+    before = torch.tensor(prefix, dtype=torch.int64)
+    windows = []
+    for ids, place in zip(sequences, starts, strict=False):
+        windows.append(_Window(ids[:context], 1, place))
+        for done in range(context, len(ids), stride):
+            begin = done + stride - (context - len(prefix))
+            part = torch.cat((before, ids[begin : done + stride]))
+            windows.append(_Window(part, len(prefix) + done - begin, place + done - 1))
+    return windows
 
 
 def _check_ids(ids: Tensor, num_classes: int) -> None:
@@ -138,13 +231,16 @@ def _check_finite(loss: Tensor, target: Tensor) -> None:
         )
 
 
-def _batches(sequences: Sequence[Tensor], max_tokens: int) -> Iterator[list[int]]:
-    """Places of sequences of about one length, long ones first, of ``max_tokens`` when padded."""
-    batch: list[int] = []
-    for place in sorted(range(len(sequences)), key=lambda place: -len(sequences[place])):
-        if batch and (len(batch) + 1) * len(sequences[batch[0]]) > max_tokens:
+def _batches(
+    windows: Sequence[_Window], max_tokens: int, batch_size: int | None
+) -> Iterator[list[_Window]]:
+    """Windows of about one length, long ones first, of ``max_tokens`` when padded."""
+    batch: list[_Window] = []
+    for window in sorted(windows, key=lambda window: -len(window.ids)):
+        most = batch_size or max_tokens // len((batch or [window])[0].ids)
+        if batch and len(batch) + 1 > most:
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(window)
     if batch:
         yield batch

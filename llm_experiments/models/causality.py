@@ -31,7 +31,7 @@ def is_causal(model: PreTrainedModel) -> bool:
     most = _MOST_MOVE
     if model.dtype.itemsize < 4:
         most = _MOST_MOVE_HALF if model.device.type == "cpu" else _MOST_MOVE_ON_DEVICE
-    with _evaluating(model):
+    with evaluating(model):
         for length in _LENGTHS:
             ids = torch.randint(size, (length,), generator=torch.Generator().manual_seed(length))
             before = _logits(model, ids)
@@ -49,8 +49,8 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout; afterwards every module is in the mode that it was in."""
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """A model without dropout; afterwards every module is in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

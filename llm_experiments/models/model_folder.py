@@ -33,6 +33,7 @@ _MOST_BUFFER_NUMBERS = 2**28
 # The base of RoPE and scaling factors are no sizes.
 _MOST_LAYERS = 2**12
 _NO_SIZES = ("theta", "base", "scal", "factor", "flos", "time_step_limit")
+ADAPTER = "adapter_config.json"
 _ATTENTIONS = (None, "eager", "sdpa")
 _TOKENIZERS = ("tokenizer.json", "vocab", ".model", ".spm")  # in the names of its files
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -58,7 +59,7 @@ def check_model_folder(folder: Path) -> Weights:
         ValueError: no such folder; a file in it that is not what its name says; a path out of it;
             an adapter, a quantised model, or a choice of code that is not transformers' own.
     """
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER).exists():
         raise ValueError(f"{str(folder)!r} holds an adapter; expected a whole model")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} is not a checkpoint; expected a folder with config.json")
@@ -69,6 +70,24 @@ def check_model_folder(folder: Path) -> Weights:
     tensors = sum(_tensors(folder / name) for name in shards)
     sizes = sum((folder / name).stat().st_size for name in shards)
     return Weights(tensors=tensors, num_bytes=sizes)
+
+
+def check_adapter_folder(folder: Path) -> tuple[Weights, str]:
+    """What the safetensors of a PEFT adapter hold, and the name of the model that it belongs to.
+
+    Raises:
+        ValueError: another format, no base model, or a setting that has code imported.
+    """
+    config, path = _json(folder / ADAPTER), folder / "adapter_model.safetensors"
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{folder / ADAPTER}: base_model_name_or_path is {base!r:.80}")
+    for name in ("megatron_config", "corda_config", "lora_ga_config"):
+        if config.get(name) is not None:
+            raise ValueError(f"{folder / ADAPTER}: {name} is set; expected an adapter without code")
+    if not path.exists():
+        raise ValueError(f"{str(folder)!r} holds an adapter without {path.name}; expected one")
+    return Weights(tensors=_tensors(path), num_bytes=path.stat().st_size), base
 
 
 def check_tokenizer_folder(folder: Path) -> None:
