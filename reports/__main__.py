@@ -30,7 +30,7 @@ class Build:
     """Write one self-contained HTML page from the runs of one or more studies."""
 
     studies: Annotated[tuple[Path, ...], tyro.conf.Positional, STUDIES]
-    """Folders runs/<study>."""
+    """Folders runs/<study>; or the tokens.parquet of one audit."""
     out: Path | None = None
     """Where the page goes; by default report.html in the study's folder."""
 
@@ -111,6 +111,14 @@ def _main(argv: list[str]) -> int:
 
 def build(options: Build) -> int:
     """Build the page and print its path."""
+    if len(options.studies) == 1 and (path := options.studies[0]).suffix == ".parquet":
+        # Here, so that a page of runs needs neither transformers nor its seconds of import.
+        from reports.audit_page import audit_page, read_audit
+
+        out = _file(options.out, path.with_suffix(".html"))
+        write_atomically(out, audit_page(read_audit(path)).encode("utf-8"))
+        print(out)
+        return 0
     out = _file(options.out, _beside(options.studies, options.out) / "report.html")
     collection = collect(options.studies)
     write_atomically(out, render(collection).encode("utf-8"))
@@ -158,7 +166,7 @@ def prompt(options: Prompt) -> int:
 
 def demo(options: Demo) -> int:
     """Run the demo's sweeps, of language models and of images, and build their page."""
-    # Here, so that `build` needs neither transformers nor its seconds of import.
+    # Here, as above.
     from llm_experiments import recipes, sweep
     from vision_appendix.recipes import digits
     from vision_appendix.sweep import sweep as sweep_images

@@ -98,7 +98,7 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
     views = figure_views(groups)
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return (
-        _environment(groups)
+        template_environment(groups)
         .get_template("page.html")
         .render(
             studies=[display_text(study) for study in collection.studies],
@@ -116,7 +116,7 @@ def render(collection: Collection, *, first_tables: Sequence[TableView] = ()) ->
             unfinished=collection.unfinished,
             problems=collection.problems,
             style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-            colours=Markup(_colour_variables(groups)),
+            colours=Markup(colour_variables(groups)),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
@@ -243,7 +243,8 @@ def inline_svg(
     return Markup(svg)
 
 
-def _environment(groups: Sequence[xr.Dataset]) -> jinja2.Environment:
+def template_environment(groups: Sequence[xr.Dataset]) -> jinja2.Environment:
+    """The page's templates, which escape whatever they show."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -279,7 +280,8 @@ def _palette(decays: Sequence[float], prefix: str = "--wd") -> dict[str, tuple[s
     return fixed | {f"{prefix}{place}": pair for place, pair in enumerate(ramp)}
 
 
-def _colour_variables(groups: Sequence[xr.Dataset]) -> str:
+def colour_variables(groups: Sequence[xr.Dataset]) -> str:
+    """CSS of the colours that figures name, in both themes."""
     variables: dict[str, tuple[str, str]] = {}
     for theme in _themes(groups):
         variables |= _palette(*theme)

@@ -58,6 +58,25 @@ def pack(groups: Sequence[xr.Dataset]) -> str:
         if trajectory is not None:
             arrays.append(_quantised(trajectory, 20, "<u1"))
         arrays.append(_quantised(group["windows_seen"].values.mean(axis=0), 100, "<u1"))
+    return _packed(header, arrays)
+
+
+def pack_losses(
+    name: str, labels: Sequence[str], counts: np.ndarray, losses: dict[str, np.ndarray]
+) -> str:
+    """The same of one model: labels, counts and, by column, a loss for each of V tokens."""
+    none = np.full(len(labels), NO_SPEED, dtype="<u1")
+    shown = [display_label(label) for label in labels]
+    group = {"name": display_text(name), "vocabulary": 0, "decays": list(range(len(losses)))}
+    group |= {"columns": list(losses), "runs": [1] * len(losses), "steps": []}
+    header = {"vocabularies": [{"labels": shown}], "groups": [group]}
+    arrays = [np.minimum(counts, 2**32 - 1).astype("<u4").tobytes()]
+    arrays += [_quantised(loss, 1000, "<u2") for loss in losses.values()]
+    arrays += [none.tobytes()] * (len(losses) + 1)
+    return _packed(header, arrays)
+
+
+def _packed(header: dict[str, list[dict[str, object]]], arrays: Sequence[bytes]) -> str:
     packed = json.dumps(header).encode("ascii") + b"\n" + b"".join(arrays)
     return base64.b64encode(gzip.compress(packed, mtime=0)).decode("ascii")
 

@@ -104,7 +104,7 @@
     const group = header.groups[Math.max(choice.selectedIndex, 0)];
     const words = header.vocabularies[group.vocabulary];
     const matches = search(words, query.value);
-    const titles = ["name", "count", ...group.decays.map((d) => `\u03bb = ${d}`)];
+    const titles = ["name", "count", ...(group.columns || group.decays.map((d) => `\u03bb = ${d}`))];
     if (group.steps.length > 1) titles.push("over training");
     const line = document.createElement("tr");
     line.append(...titles.map((title) => { const cell = element("th", title); cell.scope = "col"; return cell; }));
