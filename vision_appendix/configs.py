@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
@@ -79,6 +79,8 @@ class TrainingConfig:
 class RunConfig(TrainingConfig):
     """One run: what a sweep shares, and what it varies."""
 
+    added: ClassVar = ("compile",)  # came later: runs without it keep their ids
+
     imbalance: str = "balanced"
     """balanced[:RATIO], paper, exponential:RATIO, step:RATIO or zipf:EXPONENT (rarest first)"""
     class_counts: tuple[int, ...] = ()
@@ -120,7 +122,7 @@ class RunConfig(TrainingConfig):
         """What the run's id is the hash of: everything that changes its result, no path."""
         described = asdict(self) | {"class_counts": list(class_counts), "model": "resnet9"}
         if not self.compile:
-            del described["compile"]  # which came later: runs without it keep their ids
+            del described["compile"]
         return described | {"dataset": data.dataset, "data_hash": data_hash}
 
 
