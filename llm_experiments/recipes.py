@@ -158,7 +158,7 @@ def alternatives_small() -> tuple[SweepConfig, ...]:
     decayed = replace(grid, weight_decays=(0.3, 1.0))
     return (
         grid,
-        *(_with(plain, dropout=rate) for rate in (0.1, 0.3)),
+        *(_with(plain, dropout=rate) for rate in (0.05, 0.2)),
         *(_with(plain, label_smoothing=share) for share in (0.1, 0.3)),
         _with(grid, norm="layernorm"),
         _with(grid, optimizer="muon"),
@@ -166,7 +166,7 @@ def alternatives_small() -> tuple[SweepConfig, ...]:
             _with(grid, optimizer="lion", beta2=0.99, learning_rate=1e-3),
             weight_decays=(0.0, 0.9, 3.0),
         ),
-        _with(decayed, optimizer="adamw-cautious"),
+        replace(_with(decayed, optimizer="adamw-cautious"), weight_decays=(1.0, 3.0)),
         replace(grid, loss_weight_exponents=(0.5, 1.0)),
         replace(decayed, decays=("no-embeddings",)),
         _with(decayed, decay_exponent=1.0),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_experiments.configs import DataConfig, Parallel, RunConfig, SweepConfig
-from llm_experiments.models.presets import build_model, router_parameters
+from llm_experiments.models.presets import Norm, build_model, router_parameters
 from llm_experiments.text.preparation import PreparedCorpus, load_prepared, prepare
 from llm_experiments.training.distributed import (
     Follower,
@@ -180,7 +180,7 @@ def work(attempt: Attempt, recipe: Recipe) -> None:
             _PACKAGES,
             device,
             data_hash=corpus.data_hash,
-            **_sizes(config, corpus.vocab_size),
+            **_sizes(config.model, corpus.vocab_size, config.tie_embeddings, config.norm),
             command=recipe.command,
             **together,
         )
@@ -229,14 +229,9 @@ def _prepared(data: DataConfig) -> PreparedCorpus:
     return prepare(data)
 
 
-def _sizes(config: RunConfig, vocab_size: int) -> dict[str, int]:
-    """How many parameters the run's model has, and how many of them are a router's, if any."""
-    built = build_model(
-        config.model,
-        vocab_size=vocab_size,
-        tied=config.tie_embeddings,
-        norm=config.norm,
-        device="meta",
-    )
+@functools.cache
+def _sizes(model: str, vocab_size: int, tied: bool, norm: Norm) -> dict[str, int]:
+    """How many parameters a model has, and how many of them are a router's, if any."""
+    built = build_model(model, vocab_size=vocab_size, tied=tied, norm=norm, device="meta")
     sizes = {"parameters": sum(parameter.numel() for parameter in built.parameters())}
     return sizes | ({"router_parameters": r} if (r := router_parameters(built)) else {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -26,14 +28,15 @@ def alternatives(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
         _panel(axis, comparison)
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
         axis.legend(fontsize=7, ncols=2, columnspacing=1, handlelength=3.2, **place)
+    axes[0].set_ylim(_range(found, "balanced"))  # shared by all
     axes[0].set_ylabel("token-balanced loss (nats)")
     figure.name = "Alternatives"
     figure.title = "What each setting costs the rare tokens at each average loss"
     figure.caption = caption(
         "Mean over seeds, weaker settings first; bars are 95 % intervals of the token-balanced "
         "loss. A curve below another costs the rare tokens less at the same average loss. The "
-        "line marks the average at which settings are compared. Dashed: regularisers; solid: "
-        "optimizers; dotted: repairs.",
+        "line marks the average at which settings are compared. Curves that leave the range of "
+        "weight decay are cut. Dashed: regularisers; solid: optimizers; dotted: repairs.",
         shown,
     )
     said = (f"{c.name}: {', '.join(map(_ends, (c.reference, *c.curves)))}" for c in found)
@@ -46,10 +49,20 @@ def _panel(axis: Axes, comparison: Comparison) -> None:
     colours = decay_colours([float(place) for place in range(len(curves))]).values()
     at = float(np.nanmean(comparison.reference.average[:, comparison.place]))
     axis.axvline(at, color=MUTED, linewidth=0.8)
+    plain = comparison.reference
+    _line(axis, plain, INK, "o", "-", linewidth=2.4, zorder=1.9)
     for place, (curve, colour) in enumerate(zip(curves, colours, strict=True)):
         _line(axis, curve, colour, _MARKS[place % len(_MARKS)], _DASHES[curve.kind])
-    _line(axis, comparison.reference, INK, "o", "-", linewidth=2.4, zorder=1.9)
     axis.set_xlabel("average loss (nats)")
+    axis.set_xlim(_range([comparison], "average"))
+
+
+def _range(found: Sequence[Comparison], name: str) -> tuple[float, float]:
+    """From the least value of any curve to the largest of a reference, and a little beyond."""
+    most = max(float(np.nanmax(getattr(c.reference, name))) for c in found)
+    curves = (curve for c in found for curve in (c.reference, *c.curves))
+    least = min(float(np.nanmin(getattr(curve, name))) for curve in curves)
+    return least - 0.05 * (most - least), most + 0.15 * (most - least)
 
 
 def _line(axis: Axes, curve: Curve, colour: str, mark: str, dashes: object, **more: float) -> None:
