@@ -33,12 +33,13 @@ def section(groups: Sequence[xr.Dataset], folders: Mapping[str, Path]) -> Sectio
     if not found:
         return None
     frame = alternatives(*groups)
-    tasks = [downstream(c.group, c.reference.decays[0], c.decay, folders) for c in found]
+    tasks = [downstream(c.group, *c.span, folders) for c in found]
     sentences: list[str] = []
     for comparison, measured in zip(found, tasks, strict=True):
         name = f"{comparison.name}: " if len(found) > 1 else ""
         own = frame[frame["runs"] == comparison.name]
-        said = [_of_tasks(comparison, measured), *_of_settings(own), _not_run(comparison)]
+        said = [_of_tasks(comparison, measured), *_of_settings(own), _of_repairs(own)]
+        said.append(_not_run(comparison))
         sentences += [name + sentence for sentence in said if sentence]
     views = [_settings_view(frame), *_tasks_views(found, tasks)]
     return Section(sentences=tuple(sentences), tables=tuple(view for view in views if view))
@@ -83,8 +84,8 @@ def _of_tasks(comparison: Comparison, frame: pd.DataFrame) -> str:
     moved = ((worse, "fell"), (better, "rose"))
     parts = [f"{', '.join(which)} {verb}" for which, verb in moved if which]
     parts += [f"{', '.join(open_)} cannot be told from no change"] if open_ else []
-    lead = "The damage shows in a task" if worse else "The damage shows in no task that was asked"
-    low, high = comparison.reference.decays[0], comparison.decay
+    lead = "The damage shows in a task" if worse else "No damage can be told in a task"
+    low, high = comparison.span
     seeds = int(frame["n"].iloc[0])
     said = (
         f"{lead}: as weight decay went from {low:g} to {high:g} (n = {seeds} "
@@ -103,7 +104,9 @@ def _memorising(frame: pd.DataFrame, rare: str) -> str:
     verdict = "whether learning was lost or won is open"
     if _clear(row["difference"], row["half_width"]):
         verdict = "decay cost learning, not memorising alone"
-        if row["difference"] < 0:
+        if row["difference"] < 0 and not row["training"] > 0:
+            verdict = "decay helped both"
+        elif row["difference"] < 0:
             verdict = "what decay took was memorised, and what it left was better learned"
     return f"{said} held-out text: {verdict}."
 
@@ -141,6 +144,26 @@ def _of_settings(frame: pd.DataFrame) -> list[str]:
     return said
 
 
+def _of_repairs(frame: pd.DataFrame) -> str:
+    """What repairs change at the reference's own weight decay, and what was predicted."""
+    said = []
+    for row in frame.query("kind == 'repair' and balanced_change.notnull()").to_dict("records"):
+        average, half = row["average_change"], row["average_change_half"]
+        keeps = "raises the average" if average > 0 else "lowers the average"
+        if not _clear(average, half):
+            keeps = "keeps the average as far as can be told"
+        balanced = _band(row["balanced_change"], row["balanced_change_half"])
+        theory = ""
+        if math.isfinite(row["predicted_change"]):
+            theory = f", where the theory predicted {_band(row['predicted_change'], math.nan)}"
+        said.append(
+            f"{row['setting']} {keeps} ({_band(average, half)}) and changes the token-balanced "
+            f"loss by {balanced}{theory}"
+        )
+    decay = frame["weight_decay"].iloc[0]
+    return f"At weight decay {decay:g} itself: {'; '.join(said)} (nats)." if said else ""
+
+
 def _not_run(comparison: Comparison) -> str:
     run = {name for curve in comparison.curves for name in curve.changed}
     run |= {str(curve.changed.get("optimizer")) for curve in comparison.curves}
@@ -152,7 +175,10 @@ def _settings_view(frame: pd.DataFrame) -> TableView | None:
     def cells(row: Any) -> list[str]:
         read = [_band(row.balanced, math.nan, ".3f"), _gap(row, "balanced"), _gap(row, "rarest")]
         tasks = [_gap(row, "sentiment", "+.1f", 100), _gap(row, "held_out")]
-        same = [_band(getattr(row, f"{n}_change"), math.nan) for n in ("average", "balanced")]
+        same = [
+            _band(getattr(row, f"{name}_change"), getattr(row, f"{name}_change_half"))
+            for name in ("average", "balanced")
+        ]
         predicted = _band(row.predicted_change, math.nan)
         note = row.note if not row.n else ""
         return [
@@ -198,7 +224,7 @@ def _tasks_views(
     found: Sequence[Comparison], tasks: Sequence[pd.DataFrame]
 ) -> list[TableView | None]:
     frames = [
-        frame.assign(runs=c.name, low_decay=c.reference.decays[0], high_decay=c.decay)
+        frame.assign(runs=c.name, low_decay=c.span[0], high_decay=c.span[1])
         for c, frame in zip(found, tasks, strict=True)
         if len(frame) and "note" not in frame
     ]

@@ -88,6 +88,11 @@ class Comparison:
         """The reference's weight decay there."""
         return self.reference.decays[self.place]
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """The reference's least and largest weight decay, between which tasks are compared."""
+        return self.reference.decays[0], self.reference.decays[-1]
+
     def read(self, curve: Curve, values: np.ndarray) -> AtAverage:
         """Values (S, P) of a curve at the reference's average loss."""
         return at_average(curve.average, values, self.reference.average[:, self.place])
@@ -226,9 +231,9 @@ def alternatives(*groups: xr.Dataset) -> pd.DataFrame:
     Read at that average, mean over the `n` seeds that reach it: token-balanced loss and loss of the
     rarest bin, and what they differ from the reference's by, with 95 % half widths over seeds; so
     for the tasks of READ_OFF. `note`: why a setting is not read. At the same weight decay, where it
-    has it: the change of the average and of the balanced loss; and the latter as the theory of
-    weights-only decay predicts it at weak decay (ufm/THEORY.md, section 6, s = 1) from what decay
-    adds to the reference, for loss weights and decay by rows.
+    has it: the change of the average and of the balanced loss, with half widths; and the latter as
+    the theory of weights-only decay predicts it at weak decay (ufm/THEORY.md, section 6, s = 1)
+    from what decay adds to the reference, for loss weights and decay by rows.
     """
     return pd.DataFrame([row for c in compared(groups) for row in _rows(c)])
 
@@ -262,14 +267,17 @@ def _rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _at_the_same_decay(comparison: Comparison, curve: Curve) -> dict[str, float]:
     reference, place = comparison.reference, comparison.place
-    found = dict.fromkeys(("average_change", "balanced_change", "predicted_change"), math.nan)
+    names = ("average_change", "average_change_half", "balanced_change", "balanced_change_half")
+    found = dict.fromkeys((*names, "predicted_change"), math.nan)
     if curve is reference or comparison.decay not in curve.decays:
         return found
     own = curve.decays.index(comparison.decay)
     for name in ("average", "balanced"):
         apart = getattr(curve, name)[:, own] - getattr(reference, name)[:, place]
         if (known := np.isfinite(apart)).any():
-            found[f"{name}_change"] = float(seed_band(apart[known]).mean)
+            band = seed_band(apart[known])
+            found |= {f"{name}_change": float(band.mean)}
+            found |= {f"{name}_change_half": float(band.half_width)}
     if {*curve.changed} <= {"loss_weight_exponent", "decay_exponent"} and reference.decays[0] == 0:
         _, left = weak_decay_losses(
             comparison.group["class_count"].values,

@@ -160,7 +160,7 @@ def drawings(groups: Sequence[xr.Dataset]) -> list[Drawing]:
         found.append((figures.figure_3b, corpora))
     if settings := compared(everything):
         found.append((figures.alternatives, everything))
-        if any(rises(c.group, 0.0, c.decay) is not None for c in settings):
+        if any(rises(c.group, *c.span) is not None for c in settings):
             found.append((figures.new_text, everything))
     # First on a page of its own kind; else after the text's damage, theory and repair.
     beside_text = bool(images) and groups is not images

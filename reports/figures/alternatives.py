@@ -94,13 +94,13 @@ def _ends(curve: Curve) -> str:
 @styled
 def new_text(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
     """By how much weight decay raised the loss of each bin, on training and on held-out text."""
-    found = [(c.group, c.decay) for c in compared(groups)]
-    found = [(group, decay) for group, decay in found if rises(group, 0.0, decay) is not None]
+    found = [(c.group, c.span) for c in compared(groups)]
+    found = [(group, span) for group, span in found if rises(group, *span) is not None]
     shown = [group for group, _ in found]
     figure, axes = titled_panels(shown, narrow)
     said = []
-    for axis, (group, decay) in zip(axes, found, strict=True):
-        apart = rises(group, 0.0, decay)
+    for axis, (group, span) in zip(axes, found, strict=True):
+        apart = rises(group, *span)
         assert apart is not None
         middles = bin_middles(group)
         axis.axhline(0, color=MUTED, linewidth=0.8)
@@ -113,15 +113,15 @@ def new_text(*groups: xr.Dataset, narrow: bool = False) -> ReportFigure:
             axis.plot(x, mean, "o-", color=colour, label=name)
             said.append(f"{name} {mean[0]:+.2f} (rarest) to {mean[-1]:+.2f} nats")
         count_axis(axis, float(group["bin_high"].values.max()))
-        axis.set_title(f"{group.attrs['name']}, weight decay {decay:g}")
+        axis.set_title(f"{group.attrs['name']}, weight decay {span[1]:g}")
         axis.set_xlabel("times seen in training")
     axes[0].set_ylabel("rise of the loss (nats)")
     axes[0].legend(fontsize=8)
     figure.name, figure.title = "New text", "What decay undoes of memorising, and what of learning"
     figure.caption = caption(
-        "Loss less that without decay of the same seed, mean over the tokens of each frequency "
-        "bin: of the text that was trained on, and of reviews that were not. Bands are 95 % "
-        "intervals over seeds.",
+        "Loss less that at the smallest weight decay and the same seed, mean over the tokens of "
+        "each frequency bin: of the text that was trained on, and of reviews that were not. Bands "
+        "are 95 % intervals over seeds.",
         shown,
     )
     figure.alt = "Rise of the loss by frequency. " + "; ".join(said)

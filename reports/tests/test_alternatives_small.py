@@ -50,7 +50,7 @@ def test_the_small_recipe_cut_down_answers_the_three_questions(
     section = section[: section.index("</section>")]
     assert section.count("<figure") == section.count("<table") == 2
     for question in (
-        "shows in",
+        "in a task",
         "Is it decay, or any regularisation?",
         "Does another optimizer avoid it?",
         "Does a repair?",
