@@ -18,7 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from frequency_bins import AtAverage, at_average, seed_band
-from reports.groups import weight_decays
+from reports.groups import at_decay, weight_decays
 from reports.tasks import READ_OFF
 from ufm.repair import weak_decay_losses
 
@@ -110,6 +110,7 @@ def compared(groups: Sequence[xr.Dataset]) -> list[Comparison]:
         config = group.attrs["config"]
         rest = {name: value for name, value in config.items() if name not in _PLAIN}
         rest["model"] = str(config.get("model")).replace("-moe", "")
+        rest["study"] = group.attrs.get("study")  # where two are on one page
         rest["counts"] = hash(group["class_count"].values.tobytes())
         families.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(group)
     found = [_comparison(family) for family in families.values() if len(family) > 1]
@@ -134,7 +135,13 @@ def _comparison(family: Sequence[xr.Dataset]) -> Comparison | None:
             continue
         told = _told(group.attrs["config"])
         changed = {field: value for field, value in told.items() if value != theirs[field]}
-        points = [(group, decay) for decay in weight_decays([group])]
+        points = [
+            (group, decay)
+            for decay in weight_decays([group])
+            if {*at_decay(group, "seed", decay).tolist()} & {*seeds}
+        ]
+        if not (changed and points):
+            continue
         name = _name(changed)
         if len(changed) == 1 and points[0][1] == 0 == points[-1][1] and {*changed} <= {*_STRENGTHS}:
             field = next(iter(changed))

@@ -160,8 +160,9 @@ def _group(settings: str, runs: Sequence[xr.Dataset]) -> xr.Dataset:
 def joined(*sides: Collection) -> Collection:
     """Collections as one, every group named after its study too."""
     groups = [
-        group.assign_attrs(name=f"{'/'.join(side.studies)}: {group.attrs['name']}")
+        group.assign_attrs(name=f"{study}: {group.attrs['name']}", study=study)
         for side in sides
+        for study in ["/".join(side.studies)]
         for group in side.groups
     ]
     return Collection(

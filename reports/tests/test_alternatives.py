@@ -17,7 +17,7 @@ from reports import figures
 from reports.alternative_views import section
 from reports.alternatives import alternatives, compared
 from reports.page import drawings, render
-from reports.reading import Collection, collect
+from reports.reading import Collection, collect, joined
 from reports.tasks import rises
 from reports.tests.studies import make_run
 from run_store import read_study
@@ -153,6 +153,21 @@ def test_a_mixture_of_experts_is_beside_its_dense_model(tmp_path: Path) -> None:
     (comparison,) = compared(collect([tmp_path / "s"]).groups)
     assert comparison.group.attrs["config"]["model"] == "qwen2-tiny"
     assert [curve.name for curve in comparison.curves] == ["qwen2-moe-tiny"]
+
+
+def test_two_studies_on_one_page_are_compared_each_by_itself(collection: Collection) -> None:
+    other = Collection(**(vars(collection) | {"studies": ("other",)}))
+    found = compared(joined(collection, other).groups)
+    assert [c.name.split(":")[0] for c in found] == ["s", "other"]
+    (alone,) = compared(collection.groups)
+    assert all(len(c.curves) == len(alone.curves) for c in found)
+
+
+def test_a_run_of_another_seed_alone_is_no_point(tmp_path: Path) -> None:
+    for decay in (0.0, 1.0):
+        make_run(tmp_path / "s", weight_decay=decay, seed=0)
+        make_run(tmp_path / "s", weight_decay=decay, seed=1, optimizer="muon")
+    assert compared(collect([tmp_path / "s"]).groups) == []
 
 
 def test_an_unfinished_study_shows_what_is_there(tmp_path: Path) -> None:
