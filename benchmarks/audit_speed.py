@@ -4,9 +4,9 @@
 
 A random Qwen2 of 2 layers and D = 128 over documents of 8 to 128 words, each a token, on two
 threads. Every loop runs in a process of its own, in turn: seconds of CPU and of the clock for the
-losses of all next tokens, median of the rounds, and the peak of memory beyond what was there before
-the first of them. lm-eval and minicons are left out where they are not installed. All losses are
-checked against the padded loop's.
+losses of all next tokens, median of the rounds, and the peak of memory beyond what was there after
+the first document. lm-eval and minicons are left out where they are not installed. The sum of the
+losses stands beside them: all but lm-eval's, which has a token more a document, must be the same.
 """
 
 from __future__ import annotations
