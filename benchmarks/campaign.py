@@ -99,6 +99,15 @@ def missing(grid: text.SweepConfig | images.SweepConfig, out: Path) -> Iterator[
             yield image_sweep.create_task(grid, part, data)
 
 
+def _possible(grid: text.SweepConfig | images.SweepConfig, out: Path) -> list[Task]:
+    """Those missing; none where the grid's data cannot be had, which is said."""
+    try:
+        return list(missing(grid, out))
+    except (ValueError, OSError) as error:
+        print(f"{grid.study} is left out: {error}")
+        return []
+
+
 def keep(studies: Sequence[Path], out: Path) -> list[Path]:
     """The small files of what is finished in the studies."""
     finished = [study for study in studies if study.is_dir() and read_study(study).runs]
@@ -129,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts: dict[str, int] = {}
     try:
         with _time_limit(seconds):
-            tasks = [task for grid in wanted for task in missing(grid, options.out)]
+            tasks = [task for grid in wanted for task in _possible(grid, options.out)]
             counts = sweep_by(ExecutorConfig(), tasks, device=wanted[0].device, threads=1)
     finally:
         for path in keep(studies, options.out):

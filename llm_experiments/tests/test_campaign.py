@@ -70,6 +70,20 @@ def test_what_has_a_small_file_is_not_done_again(
 
 
 @pytest.mark.usefixtures("short")
+def test_data_that_are_not_there_leave_out_their_runs_alone(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nowhere(data: object) -> None:
+        raise OSError("no such archive")
+
+    monkeypatch.setattr(campaign, "load_images", nowhere)
+    assert campaign.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "figure9 is left out: no such archive" in printed
+    assert "2 finished" in printed
+
+
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_time_that_is_up_is_no_failure_and_keeps_what_is_finished(
     is_ours: bool, arguments: list[str], monkeypatch: pytest.MonkeyPatch

@@ -82,8 +82,6 @@ def test_the_grids_are_those_of_the_paper(
             schedule="cosine",
             beta1=0.9,
             beta2=0.999,
-            clip_gradient=1.0,
-            initialisation="huggingface",
             decay_mode="decoupled",
             tie_embeddings=True,
             dropout=0.0,
