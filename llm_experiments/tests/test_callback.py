@@ -193,7 +193,7 @@ def own_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None)
         ),
         (TriesAgain, {}, {"per_device_train_batch_size": 4}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or "-".join(value),
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
 def test_what_steps_were_made_of_is_recorded(
