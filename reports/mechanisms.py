@@ -183,8 +183,10 @@ def _shares(group: xr.Dataset, reference: xr.Dataset, decay: float) -> dict[int,
     """
     own = (group["weight_decay"].values == 0).any()
     without = _by_seed(group if own else reference, 0.0)
-    # Whatever normalises the gradient, decoupled decay shrinks the weights by kappa.
-    config = group.attrs["config"] | {"optimizer": "adamw", "weight_decay": decay}
+    config = group.attrs["config"] | {"weight_decay": decay}
+    if config.get("optimizer") != "adamw-cautious":
+        # Whatever normalises the gradient, decoupled decay shrinks the weights by kappa.
+        config["optimizer"] = "adamw"
     counts, at, vocab_size = group["class_count"].values, kappa(config), group.sizes["class"]
     found = {}
     for seed, loss in _by_seed(group, decay).items():

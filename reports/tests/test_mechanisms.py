@@ -73,6 +73,15 @@ def test_verdicts_over_paired_seeds(study: Path) -> None:
     assert (row["seeds"], row["weight_decay"]) == (3, 0.05)
 
 
+@pytest.mark.parametrize(
+    "partial", [{"optimizer": "adamw-cautious"}, {"decay_until": 0.5}, {"decay_exponent": 1.0}]
+)
+def test_decay_in_part_is_no_reference(tmp_path: Path, partial: dict[str, Any]) -> None:
+    put(tmp_path, 0, (0.7, 0.3), **partial)
+    put(tmp_path, 0, (0.9, 0.4), beta2=0.9, **partial)
+    assert not len(mechanisms(*collect([tmp_path]).groups))
+
+
 def test_the_page_shows_them_where_there_are_any(study: Path) -> None:
     whole = collect([study])
     view = mechanism_view(whole.groups)
