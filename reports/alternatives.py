@@ -143,11 +143,16 @@ def _comparison(family: Sequence[xr.Dataset]) -> Comparison | None:
         if not (changed and points):
             continue
         name = _name(changed)
+        if name in sweeps:  # an optimizer at another learning rate, say
+            name = ", ".join(
+                [name, *(_plainly(n, v) for n, v in changed.items() if n not in _SAID)]
+            )
         if len(changed) == 1 and points[0][1] == 0 == points[-1][1] and {*changed} <= {*_STRENGTHS}:
             field = next(iter(changed))
             name = field.replace("_", " ")
-            points = [*sweeps.get(name, ({}, own[:1]))[1], *points]
-            points[1:] = sorted(points[1:], key=lambda p, f=field: p[0].attrs["config"][f])
+            start = own[:1] * (own[0][1] == 0)
+            points = [*sweeps.get(name, ({}, start))[1], *points]
+            points.sort(key=lambda p, f=field: _told(p[0].attrs["config"])[f])
         elif points[0][1] and (
             {*changed} <= _OF_DECAY or changed.get("optimizer") == "adamw-cautious"
         ):
@@ -196,8 +201,11 @@ def _kind(changed: Mapping[str, Any]) -> str:
 def _name(changed: Mapping[str, Any]) -> str:
     """Learning rate and memory go without saying where they go with another optimizer."""
     shown = [_SAID[n].format(v) for n, v in changed.items() if n in _SAID]
-    shown = shown or [f"{n.replace('_', ' ')} {v:g}" for n, v in changed.items()]
-    return ", ".join(shown)
+    return ", ".join(shown or [_plainly(n, v) for n, v in changed.items()])
+
+
+def _plainly(field: str, value: float) -> str:
+    return f"{field.replace('_', ' ')} {value:g}"
 
 
 def _curve(

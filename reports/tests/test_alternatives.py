@@ -170,6 +170,27 @@ def test_a_run_of_another_seed_alone_is_no_point(tmp_path: Path) -> None:
     assert compared(collect([tmp_path / "s"]).groups) == []
 
 
+def test_dropout_begins_at_no_decay_or_at_none_of_the_references(tmp_path: Path) -> None:
+    for decay, dropout, critical_count in (
+        *((0.3, 0.0, 0.2), (1.0, 0.0, 2.0)),
+        *((0.0, 0.1, 0.1), (0.0, 0.3, 0.5)),
+    ):
+        cell = {"weight_decay": decay, "dropout": dropout} if dropout else {"weight_decay": decay}
+        make_run(tmp_path, seed=0, critical_count=critical_count, **cell)
+    (comparison,) = compared(collect([tmp_path]).groups)
+    assert [(c.name, c.decays) for c in comparison.curves] == [("dropout", (0.0, 0.0))]
+
+
+def test_an_optimizer_at_two_learning_rates_is_two_settings(tmp_path: Path) -> None:
+    for decay, critical_count in ((0.0, 0.02), (1.0, 2.0)):
+        for more in ({}, *({"optimizer": "muon", "learning_rate": r} for r in (1e-3, 3e-3))):
+            make_run(tmp_path, seed=0, weight_decay=decay, critical_count=critical_count, **more)
+    (comparison,) = compared(collect([tmp_path]).groups)
+    rates = {curve.changed["learning_rate"] for curve in comparison.curves}
+    names = {curve.name for curve in comparison.curves}
+    assert (rates, len(names)) == ({1e-3, 3e-3}, 2)
+
+
 def test_an_unfinished_study_shows_what_is_there(tmp_path: Path) -> None:
     study = tmp_path / "s"
     make_run(study, weight_decay=0.3, seed=0, optimizer="muon", status="failed")
