@@ -99,13 +99,13 @@ def missing(grid: text.SweepConfig | images.SweepConfig, out: Path) -> Iterator[
             yield image_sweep.create_task(grid, part, data)
 
 
-def _possible(grid: text.SweepConfig | images.SweepConfig, out: Path) -> list[Task]:
-    """Those missing; none where the grid's data cannot be had, which is said."""
+def _possible(grid: text.SweepConfig | images.SweepConfig, out: Path) -> list[Task] | None:
+    """Those missing; None where the grid's data cannot be had, which is said."""
     try:
         return list(missing(grid, out))
     except (ValueError, OSError) as error:
         print(f"{grid.study} is left out: {error}")
-        return []
+        return None
 
 
 def keep(studies: Sequence[Path], out: Path) -> list[Path]:
@@ -138,7 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts: dict[str, int] = {}
     try:
         with _time_limit(seconds):
-            tasks = [task for grid in wanted for task in _possible(grid, options.out)]
+            possible = [_possible(grid, options.out) for grid in wanted]
+            if all(tasks is None for tasks in possible):
+                raise ValueError("the data of no grid can be had; see --imdb and --cifar10")
+            tasks = [task for of_grid in possible for task in of_grid or []]
             counts = sweep_by(ExecutorConfig(), tasks, device=wanted[0].device, threads=1)
     finally:
         for path in keep(studies, options.out):

@@ -81,6 +81,9 @@ def test_data_that_are_not_there_leave_out_their_runs_alone(
     printed = capsys.readouterr().out
     assert "figure9 is left out: no such archive" in printed
     assert "2 finished" in printed
+    monkeypatch.setattr(campaign, "prepare", nowhere)
+    with pytest.raises(ValueError, match="the data of no grid"):
+        campaign.main(arguments)
 
 
 @pytest.mark.usefixtures("short")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 
 import xarray as xr
@@ -124,7 +125,7 @@ def repair_panel(axis: Axes, family: Sequence[xr.Dataset], decay: float) -> list
         band = over_seeds(group, "bin_loss").sel(weight_decay=decay)
         draw_band(axis, bin_middles(group), band, colour)
         label = f"{_repair_name(group)}: average {average:.3f}, balanced {balanced:.3f}"
-        axis.lines[-1].set_label(label)
+        axis.lines[-1].set_label(textwrap.fill(label, 44))  # no wider than a panel
         said.append(f"{group.attrs['name']} at weight decay {decay:g}: {label}")
     count_axis(axis, float(family[0]["bin_high"].values.max()))
     axis.legend(fontsize=7.5, loc="upper right", frameon=False, handlelength=1.2, borderpad=0)
