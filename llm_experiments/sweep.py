@@ -21,7 +21,7 @@ from llm_experiments.training.distributed import (
     processes,
 )
 from llm_experiments.training.loop import Progress, train
-from llm_experiments.training.optimization import loss_weights, row_decays
+from llm_experiments.training.optimization import check_row_decays, loss_weights
 from run_store import Attempt, Diverged, Run, Stopped, resolve_device, run_id
 from run_store.circumstances import circumstances, command_line, of_manifest, places
 from run_store.executors import (
@@ -114,7 +114,7 @@ def create_tasks(grid: SweepConfig) -> list[Task]:
     cells = grid.cells()
     for cell in cells:  # before any run starts
         loss_weights(corpus.class_counts, cell.loss_weight_exponent)
-        row_decays(corpus.class_counts, cell.decay_exponent)
+        check_row_decays(cell, corpus.class_counts)
     return [create_task(grid, cell, corpus) for cell in cells]
 
 

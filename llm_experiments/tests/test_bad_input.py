@@ -99,6 +99,19 @@ def test_an_exponent_that_overflows(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_decay_that_would_turn_a_rows_sign(
+    data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data.data_dir is not None
+    places = ("--data-dir", str(data.data_dir), "--runs-dir", str(tmp_path / "runs"))
+    decay = ("--decay-exponent", "2", "--learning-rate", "0.5", "--weight-decay", "1")
+    assert main([*SMALL, *places, "--cache-dir", str(tmp_path / "cache"), *decay]) == 2
+    said = capsys.readouterr().err
+    assert "decay_exponent 2 decays a row by" in said
+    assert "expected less than 1" in said
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"   \n\n", b"\xff\xfe text"])
 def test_a_text_folder_without_text(
     tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]

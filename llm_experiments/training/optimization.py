@@ -71,6 +71,16 @@ def row_decays(class_counts: Tensor, exponent: float) -> Tensor:
     return _held("decay_exponent", exponent, shares)
 
 
+def check_row_decays(config: RunConfig, class_counts: Tensor) -> None:
+    """ValueError where a step's decay would turn a row's sign: a rate of 1 or more; or as above."""
+    most = float(row_decays(class_counts, config.decay_exponent).max())
+    if config.decay_exponent and (rate := config.learning_rate * config.weight_decay * most) >= 1:
+        raise ValueError(
+            f"decay_exponent {config.decay_exponent:g} decays a row by {rate:.3g} of itself in a "
+            f"step at weight decay {config.weight_decay:g}; expected less than 1"
+        )
+
+
 def build_optimizer(
     model: PreTrainedModel, config: RunConfig, class_counts: Tensor | None = None
 ) -> torch.optim.Optimizer:
