@@ -32,7 +32,7 @@ def parallel_map(
         return
     try:
         with _spawning():
-            results = _pool().map(functools.partial(_tidily, function), tasks)
+            results = _pool().map(functools.partial(_tidily, os.getcwd(), function), tasks)
         yield from results
     except BrokenProcessPool:
         raise OSError("a child process of the report was ended (is the memory full?)") from None
@@ -67,8 +67,9 @@ def _pool() -> ProcessPoolExecutor:
     )
 
 
-def _tidily(function: Callable[[Task], Result], task: Task) -> Result:
+def _tidily(folder: str, function: Callable[[Task], Result], task: Task) -> Result:
     _keep_imports()
+    os.chdir(folder)  # the caller's, which may be another one than when the pool was started
     try:
         return function(task)
     finally:

@@ -13,6 +13,8 @@ os.cpu_count = lambda: 2
 from reports.workers import parallel_map
 print(*parallel_map(len, ["a", "bb"], worth=1))
 print(*parallel_map(os.getenv, ["OMP_NUM_THREADS"], worth=1), os.getenv("OMP_NUM_THREADS"))
+os.chdir("/")
+print(*parallel_map(os.path.abspath, ["x"], worth=1))
 """
 
 
@@ -26,4 +28,4 @@ def test_a_script_needs_no_guard_and_keeps_its_threads(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert (result.returncode, result.stdout) == (0, "1 2\n1 7\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, "1 2\n1 7\n/x\n"), result.stderr
