@@ -21,7 +21,7 @@ from frequency_bins.excess_laws import (
 )
 from frequency_bins.excess_loss import ExcessLoss, excess_loss
 from frequency_bins.learning_speed import carry_back, carry_forward, learning_speed
-from frequency_bins.margin_law import margin_share, predict_bins, predict_loss
+from frequency_bins.margin_law import margin_share, predict_bins, predict_loss, share_bins
 from frequency_bins.summaries import (
     BinSummary,
     SeedBand,
@@ -75,6 +75,7 @@ __all__ = [
     "bin_summary",
     "perplexity",
     "seed_band",
+    "share_bins",
     "token_balanced_accuracy",
     "token_balanced_loss",
     "WindowHistory",

@@ -80,19 +80,29 @@ def predict_bins(
     of the bin's mean count. NaN where a bin has no class, or a loss that is 0 or no better than
     chance, of which the law says nothing. Otherwise as `predict_loss`.
     """
-    without, at = pairs.bin_floor, pairs.bin_floor + pairs.bin_excess
+    if not second_order:
+        return predict_loss(
+            *_known(pairs, math.log(vocab_size)), kappa_at, kappa, vocab_size=vocab_size
+        )
     share = pairs.bin_count / float(pairs.bins.class_counts.sum())
     with np.errstate(divide="ignore"):
-        ceiling = -np.log(share) if second_order else math.log(vocab_size)
+        without, at = _known(pairs, -np.log(share))
+    prior = np.where(np.isnan(without), 0.5, share)
+    return predict_loss(without, at, kappa_at, kappa, vocab_size=vocab_size, prior=prior)
+
+
+def share_bins(pairs: ExcessLoss, kappa_at: float, *, vocab_size: int) -> Float[np.ndarray, "S K"]:
+    """`margin_share` of each seed's bins, by the first order; NaN as in `predict_bins`."""
+    return margin_share(*_known(pairs, math.log(vocab_size)), kappa_at, vocab_size=vocab_size)
+
+
+def _known(
+    pairs: ExcessLoss, ceiling: float | Float[np.ndarray, " K"]
+) -> tuple[Float[np.ndarray, "S K"], Float[np.ndarray, "S K"]]:
+    """Mean losses of bins without and with decay; NaN where either is 0 or not below `ceiling`."""
+    without, at = pairs.bin_floor, pairs.bin_floor + pairs.bin_excess
     known = (without > 0) & (at > 0) & (without < ceiling) & (at < ceiling)
-    return predict_loss(
-        np.where(known, without, np.nan),
-        np.where(known, at, np.nan),
-        kappa_at,
-        kappa,
-        vocab_size=vocab_size,
-        prior=np.where(known, share, 0.5) if second_order else None,
-    )
+    return np.where(known, without, np.nan), np.where(known, at, np.nan)
 
 
 def margin_share(

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from reports.alternatives import EVERYTHING, Comparison, alternatives, compared
+from reports.alternatives import EVERYTHING, Comparison, compared, readings
 from reports.table_views import TableView, view_of_runs
 from reports.tasks import downstream
 
@@ -32,7 +32,7 @@ def section(groups: Sequence[xr.Dataset], folders: Mapping[str, Path]) -> Sectio
     found = compared(groups)
     if not found:
         return None
-    frame = alternatives(*groups)
+    frame = readings(found)
     tasks = [downstream(c.group, *c.span, folders) for c in found]
     sentences: list[str] = []
     for comparison, measured in zip(found, tasks, strict=True):

@@ -129,35 +129,7 @@ def _comparison(family: Sequence[xr.Dataset]) -> Comparison | None:
     if len(own) < 2:
         return None
     seeds = sorted(set(reference["seed"].values.tolist()))
-    sweeps: dict[str, tuple[dict[str, Any], list[tuple[xr.Dataset, float]]]] = {}
-    for group in family:
-        if group is reference:
-            continue
-        told = _told(group.attrs["config"])
-        changed = {field: value for field, value in told.items() if value != theirs[field]}
-        points = [
-            (group, decay)
-            for decay in weight_decays([group])
-            if {*at_decay(group, "seed", decay).tolist()} & {*seeds}
-        ]
-        if not (changed and points):
-            continue
-        name = _name(changed)
-        if name in sweeps:  # an optimizer at another learning rate, say
-            name = ", ".join(
-                [name, *(_plainly(n, v) for n, v in changed.items() if n not in _SAID)]
-            )
-        if len(changed) == 1 and points[0][1] == 0 == points[-1][1] and {*changed} <= {*_STRENGTHS}:
-            field = next(iter(changed))
-            name = field.replace("_", " ")
-            start = own[:1] * (own[0][1] == 0)
-            points = [*sweeps.get(name, ({}, start))[1], *points]
-            points.sort(key=lambda p, f=field: _told(p[0].attrs["config"])[f])
-        elif points[0][1] and (
-            {*changed} <= _OF_DECAY or changed.get("optimizer") == "adamw-cautious"
-        ):
-            points = own[:1] * (own[0][1] == 0) + points
-        sweeps[name] = changed, points
+    sweeps = _sweeps([g for g in family if g is not reference], theirs, own, seeds)
     curves = [
         _curve(name, changed, points, seeds)
         for name, (changed, points) in sweeps.items()
@@ -184,13 +156,52 @@ def _comparison(family: Sequence[xr.Dataset]) -> Comparison | None:
     )
 
 
+def _sweeps(
+    others: Sequence[xr.Dataset],
+    theirs: Mapping[str, Any],
+    own: Sequence[tuple[xr.Dataset, float]],
+    seeds: Sequence[int],
+) -> dict[str, tuple[dict[str, Any], list[tuple[xr.Dataset, float]]]]:
+    """What each setting changes of what the reference has (`theirs`), and its points, by name.
+
+    `own`: the reference's points, of which those without decay may begin another's curve.
+    """
+    sweeps: dict[str, tuple[dict[str, Any], list[tuple[xr.Dataset, float]]]] = {}
+    for group in others:
+        told = _told(group.attrs["config"])
+        changed = {field: value for field, value in told.items() if value != theirs[field]}
+        points = [
+            (group, decay)
+            for decay in weight_decays([group])
+            if {*at_decay(group, "seed", decay).tolist()} & {*seeds}
+        ]
+        if not (changed and points):
+            continue
+        name = _name(changed)
+        if name in sweeps:  # an optimizer at another learning rate, say
+            name = ", ".join(
+                [name, *(_plainly(n, v) for n, v in changed.items() if n not in _SAID)]
+            )
+        if len(changed) == 1 and points[0][1] == 0 == points[-1][1] and {*changed} <= {*_STRENGTHS}:
+            field = next(iter(changed))
+            name = field.replace("_", " ")
+            start = own[:1] * (own[0][1] == 0)
+            points = [*sweeps.get(name, ({}, start))[1], *points]
+            points.sort(key=lambda p, f=field: _told(p[0].attrs["config"])[f])
+        elif points[0][1] and _of_decay_alone(changed):
+            points = own[:1] * (own[0][1] == 0) + points
+        sweeps[name] = changed, points
+    return sweeps
+
+
 def _told(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says of each field, the plain value where it says nothing."""
     return {n: plain if config.get(n) is None else config[n] for n, plain in _PLAIN.items()}
 
 
 def _of_decay_alone(changed: Mapping[str, Any]) -> bool:
-    return {*changed} <= _OF_DECAY or changed == {"optimizer": "adamw-cautious"}
+    """So that the reference's runs without decay are its own too."""
+    return {*changed} <= _OF_DECAY or changed.get("optimizer") == "adamw-cautious"
 
 
 def _kind(changed: Mapping[str, Any]) -> str:
@@ -250,7 +261,12 @@ def alternatives(*groups: xr.Dataset) -> pd.DataFrame:
     the theory of weights-only decay predicts it at weak decay (ufm/THEORY.md, section 6, s = 1)
     from what decay adds to the reference, for loss weights and decay by rows.
     """
-    return pd.DataFrame([row for c in compared(groups) for row in _rows(c)])
+    return readings(compared(groups))
+
+
+def readings(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """`alternatives` of what `compared` has found."""
+    return pd.DataFrame([row for comparison in comparisons for row in _rows(comparison)])
 
 
 def _rows(comparison: Comparison) -> list[dict[str, Any]]:

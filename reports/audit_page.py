@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 from pyarrow import parquet
 
-from frequency_bins import average_loss, token_balanced_loss
+from frequency_bins import FrequencyBins, average_loss, token_balanced_loss
 from llm_experiments.audit.result import by_frequency
 from reports.figures.panels import grid, styled
 from reports.page import TEMPLATES, colour_variables, inline_svg, template_environment
@@ -83,11 +83,12 @@ def loss_by_count(tokens: pd.DataFrame, narrow: bool = False) -> ReportFigure:
     series = [("loss", "this model", RARE)]
     if "against_loss" in tokens:
         series.append(("against_loss", "the other", COMMON))
+    lows = FrequencyBins.powers(tokens["training_count"].to_numpy(), base=3).edges[:-1]
+    middles = np.multiply(lows, np.sqrt(3))
     for column, label, colour in series:
-        table = by_frequency(tokens.assign(loss=tokens[column]))
-        table = table[(table["bin"] != "never") & table["loss"].notna()]
-        lows = [float(3 ** int(bin_.split("-")[0].split("^")[1])) for bin_ in table["bin"]]
-        axis.plot(np.multiply(lows, np.sqrt(3)), table["loss"], "o-", color=colour, label=label)
+        loss = by_frequency(tokens.assign(loss=tokens[column]))["loss"][: len(lows)]
+        known = loss.notna()
+        axis.plot(middles[known], loss[known], "o-", color=colour, label=label)
     count_axis(axis, float(tokens["training_count"].max()))
     axis.set_ylabel("mean loss, nats")
     if len(series) > 1:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from frequency_bins import excess_loss, margin_share, seed_band
+from frequency_bins import excess_loss, seed_band, share_bins
 from llm_experiments.training.kappa import kappa
 from reports.groups import at_decay
 from reports.table_views import TableView
@@ -193,10 +193,7 @@ def _shares(group: xr.Dataset, reference: xr.Dataset, decay: float) -> dict[int,
         if seed in without and at > 0 and len(without[seed]) == len(loss):
             known = np.where(np.isnan(loss) | np.isnan(without[seed]), 0, counts)
             pair = excess_loss(known, loss, without[seed])
-            losses = np.stack([pair.bin_floor[0], pair.bin_floor[0] + pair.bin_excess[0]])
-            good = ((losses > 0) & (losses < math.log(vocab_size))).all(axis=0)
-            low, high = np.where(good, losses, math.nan)
-            found[seed] = margin_share(low, high, at, vocab_size=vocab_size)
+            (found[seed],) = share_bins(pair, at, vocab_size=vocab_size)
     return found
 
 

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
-from frequency_bins import FrequencyBins, SaturatingFit, fit_excess_loss, learning_speed
+from frequency_bins import (
+    FrequencyBins,
+    SaturatingFit,
+    fit_excess_loss,
+    learning_speed,
+    paired_band,
+)
 from llm_experiments.audit.result import TokenAudit, by_frequency
 
 
@@ -69,18 +74,12 @@ def _paired(difference: np.ndarray, document: np.ndarray) -> dict[str, float]:
     if not len(difference):
         nothing = dict.fromkeys(("difference", "low", "high", "share_losing"), np.nan)
         return {"measured": 0, **nothing}
-    _, place = np.unique(document, return_inverse=True)
-    sums, sizes = np.bincount(place, weights=difference), np.bincount(place)
-    mean = sums.sum() / sizes.sum()
-    half = np.nan
-    if (n := len(sums)) > 1:
-        spread = np.sqrt(n / (n - 1) * ((sums - mean * sizes) ** 2).sum()) / sizes.sum()
-        half = float(stdtrit(n - 1, 0.975)) * spread
+    band = paired_band(difference, document)
     return {
         "measured": len(difference),
-        "difference": mean,
-        "low": mean - half,
-        "high": mean + half,
+        "difference": band.mean,
+        "low": band.mean - band.half_width,
+        "high": band.mean + band.half_width,
         "share_losing": float((difference > 0).mean()),
     }
 
